@@ -1,0 +1,42 @@
+"""Trains a recipe: ``accelerate launch launch.py recipe=NAME key=value…``. Without arguments it lists the recipes."""
+
+import time
+
+STARTED = time.perf_counter()  # total_seconds counts from the first line, imports included
+
+import os
+import sys
+
+import recipes
+from mnist_accel import cli, report
+
+
+def main() -> int:
+    request = cli.parse(sys.argv[1:], recipes.names(), recipes.load)
+    if request.help or request.recipe is None:
+        return show(request)
+    from mnist_accel import run, runtime  # torch only where there is something to train
+
+    if request.options.processes > 1 and not runtime.is_launched():
+        return runtime.spawn(request.options.processes, __file__, sys.argv[1:])
+    shown = report.RunReport(report.make_console())
+    watcher = run.Watcher(shown.on_start, shown.on_step, shown.on_epoch, shown.on_end)
+    try:
+        _, folder = run.run(request, watcher, STARTED)
+    finally:
+        shown.stop()
+    return 4 if folder.problems else 0
+
+
+def show(request: cli.Request) -> int:
+    if os.environ.get("RANK", "0") == "0":
+        console = report.make_console()
+        if request.help:
+            report.show_help(console, request.recipe)
+        else:
+            report.show_recipes(console, [recipes.load(name) for name in recipes.names()])
+    return 0
+
+
+if __name__ == "__main__":
+    cli.exit_with_one_line(main)

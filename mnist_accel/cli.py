@@ -1,0 +1,185 @@
+"""``key=value`` words → a Recipe and RunOptions. Every mistake costs one line that names key, value and remedy.
+
+Imports neither torch nor a data set: the answer to a typing mistake comes at once.
+"""
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NoReturn
+
+from pydantic import ValidationError
+
+from mnist_accel.errors import TrainingFailed, UserError
+from mnist_accel.recipe import Key, Recipe, RunOptions, keys_of
+
+HELP_WORDS = ("--help", "-h", "help")
+TRAINING_IMAGES = 60_000
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for. ``recipe`` is None when there is nothing to run: show the list, or the help."""
+
+    recipe: Recipe | None
+    options: RunOptions
+    help: bool
+    command: tuple[str, ...]
+    changed: tuple[str, ...] = ()
+
+
+def parse(argv: Sequence[str], recipe_names: Sequence[str], load: Callable[[str], Recipe]) -> Request:
+    if not argv:
+        return Request(None, RunOptions(), help=False, command=())
+    asks_help = any(word in HELP_WORDS for word in argv)
+    words = split_words([word for word in argv if word not in HELP_WORDS])
+    if "recipe" not in words and asks_help:
+        return Request(None, RunOptions(), help=True, command=tuple(argv))
+    base = load(choose_recipe(words, recipe_names))
+    values = {name: read_value(name, value, base) for name, value in words.items() if name != "recipe"}
+    recipe = apply(base, values, Recipe)
+    options = apply(RunOptions(), values, RunOptions)
+    refuse_ignored(words, recipe, options)
+    check_together(recipe, options)
+    changed = tuple(name for name in keys_of(Recipe) if getattr(recipe, name) != getattr(base, name))
+    return Request(recipe, options, asks_help, command=tuple(argv), changed=changed)
+
+
+def all_keys() -> dict[str, Key]:
+    return keys_of(Recipe) | keys_of(RunOptions)
+
+
+def split_words(argv: Iterable[str]) -> dict[str, str]:
+    """``["lr=0.1"]`` → ``{"lr": "0.1"}``, in the order typed."""
+    words: dict[str, str] = {}
+    for word in argv:
+        key, equals, value = word.partition("=")
+        if word.startswith("-"):
+            bare = word.lstrip("-")
+            raise UserError(f"{word}: keys have no dashes. Type {bare if '=' in bare else bare + '=VALUE'}")
+        if not equals:
+            raise UserError(f"{word}: not of the form key=value. {remedy_for_bare_word(word)}")
+        if key in words:
+            raise UserError(f"{word}: {key} is typed twice, first as {key}={words[key]}. Keep one of them")
+        if not value:
+            raise UserError(f"{word}: no value behind the '='. Type {key}=VALUE, or leave {key} out for its default")
+        words[key] = value
+    return words
+
+
+def remedy_for_bare_word(word: str) -> str:
+    if word in all_keys():
+        return f"Type {word}=VALUE"
+    return f"Type recipe={word}, if that is a recipe; python launch.py lists them"
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return matches[0] if matches else None
+
+
+def choose_recipe(words: dict[str, str], recipe_names: Sequence[str]) -> str:
+    known = ", ".join(recipe_names)
+    if "recipe" not in words:
+        raise UserError(f"recipe: none named. Type recipe=NAME with one of {known}")
+    name = words["recipe"]
+    # Only names from the listing reach the file system, so a path cannot name a file elsewhere.
+    if name not in recipe_names:
+        closest = nearest(name, recipe_names)
+        raise UserError(
+            f"recipe={name}: no such recipe. "
+            + (f"Did you mean recipe={closest}?" if closest else f"Recipes are {known}")
+        )
+    return name
+
+
+def read_value(name: str, text: str, base: Recipe) -> Any:
+    keys = all_keys()
+    if name not in keys:
+        closest = nearest(name, keys)
+        raise UserError(
+            f"{name}={text}: no such key. "
+            + (f"Did you mean {closest}={text}?" if closest else "python launch.py --help lists the keys")
+        )
+    key = keys[name]
+    try:
+        # pydantic would read on, yes and 1 as true as well
+        if key.kind == "true|false" and text not in ("true", "false"):
+            raise UserError(f"{name}={text}: must be true or false. For example {name}=true")
+        return key.adapter.validate_python(text)
+    except ValidationError as error:
+        raise UserError(f"{name}={text}: {explain(error)}. {example(key, base)}") from None
+
+
+def explain(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    by_type = {"int_parsing": "must be a whole number", "float_parsing": "must be a number"}
+    by_type["int_from_float"] = by_type["int_parsing"]
+    said: str = by_type.get(problem["type"], problem["msg"])
+    said = said.replace("Input should be", "must be")
+    return said.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
+
+
+def example(key: Key, base: Recipe) -> str:
+    default = getattr(base if key.owner is Recipe else RunOptions(), key.name)
+    return f"For example {key.name}={spell(default)}" if default is not None else f"{key.name} is {key.description}"
+
+
+def spell(value: Any) -> str:
+    """A value as the user would type it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def apply(base: Any, values: dict[str, Any], owner: type) -> Any:
+    return replace(base, **{field.name: values[field.name] for field in fields(owner) if field.name in values})
+
+
+def refuse_ignored(words: dict[str, str], recipe: Recipe, options: RunOptions) -> None:
+    """A key that the run would not look at is a misunderstanding; swallowing it would hide that."""
+    for name, key in all_keys().items():
+        if name not in words or key.needs is None:
+            continue
+        owner = options if hasattr(options, key.needs.key) else recipe
+        actual = getattr(owner, key.needs.key)
+        if actual not in key.needs.values:
+            remedy = f"Leave {name} out"
+            if key.needs.key in all_keys():
+                remedy += f", or type {key.needs.key}={key.needs.values[0]}"
+            raise UserError(f"{name}={words[name]}: has no effect with {key.needs.key}={actual}. {remedy}")
+
+
+def check_together(recipe: Recipe, options: RunOptions) -> None:
+    """What no field can check alone."""
+    images = TRAINING_IMAGES - recipe.validation
+    if recipe.batch_size > images:
+        raise UserError(
+            f"batch_size={recipe.batch_size}: larger than the {images:,} training images. "
+            f"Type at most batch_size={images}"
+        )
+    if recipe.batch_size < options.processes:
+        raise UserError(too_small_batch(recipe.batch_size, options.processes))
+    if recipe.nesterov and recipe.momentum == 0:
+        raise UserError("nesterov=true: needs momentum above 0. Type momentum=0.9, or nesterov=false")
+
+
+def too_small_batch(batch_size: int, processes: int) -> str:
+    return (
+        f"batch_size={batch_size}: smaller than the {processes} processes, some would have nothing to do. "
+        f"Type at least batch_size={processes}"
+    )
+
+
+def exit_with_one_line(run: Callable[[], int]) -> NoReturn:
+    """Ends the process with the house's exit codes; a bug of ours keeps its traceback."""
+    try:
+        code = run()
+    except (UserError, TrainingFailed) as error:
+        if os.environ.get("RANK", "0") == "0":
+            print("error:", " ".join(str(error).split()), file=sys.stderr)
+        code = 2 if isinstance(error, UserError) else 3
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code)

@@ -1,0 +1,1 @@
+"""Data sets: get, verify, cache, draw, batch and augment."""

@@ -1,0 +1,154 @@
+"""Batches from one resident uint8 tensor: which images, in which order, for which rank, and their way to the device.
+
+The order of an epoch is a pure function of (seed, epoch). The global batch at step k is a slice of it and a rank takes
+its part of that slice, so the samples seen do not depend on how many processes there are.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from mnist_accel.data.augment import draw_warps, warp
+from mnist_accel.seeding import derive_seed
+
+
+@dataclass(frozen=True)
+class Batch:
+    images: Tensor  # float [n, 1, 28, 28], normalised, on the device
+    labels: Tensor  # int64 [n]
+    counted: int  # how many of them are this rank's share; 0 where the batch had fewer images than there are ranks
+    global_count: int  # images in this step over all ranks
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Ranges of the random warp, as in the recipe."""
+
+    rotation: float = 0.0
+    translation: float = 0.0
+    scale: float = 0.0
+    shear: float = 0.0
+
+
+def rank_slice(start: int, stop: int, rank: int, world_size: int) -> slice:
+    """This rank's part of [start, stop): parts differ by one at most, the first ranks take the larger ones."""
+    small, larger_parts = divmod(stop - start, world_size)
+    begin = start + rank * small + min(rank, larger_parts)
+    return slice(begin, begin + small + (rank < larger_parts))
+
+
+class ImageStore:
+    """The uint8 images where they are fastest to reach: on the device if they fit, else in host memory."""
+
+    def __init__(self, images: Tensor, labels: Tensor, device: torch.device, resident_bytes: int | None = None):
+        size = images.numel() * images.element_size() + labels.numel() * labels.element_size()
+        self.resident = size <= (free_memory(device) if resident_bytes is None else resident_bytes)
+        self.device = device
+        home = device if self.resident else torch.device("cpu")
+        self.images = images.to(home)
+        self.labels = labels.to(home)
+        self.pinned = not self.resident and device.type == "cuda"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 images and labels at ``indices`` (which live beside the images), on the device."""
+        if self.resident:
+            return self.images.index_select(0, indices), self.labels.index_select(0, indices)
+        return self.send(self.images, indices), self.send(self.labels, indices)
+
+    def send(self, source: Tensor, indices: Tensor) -> Tensor:
+        # Pinned staging memory comes from torch's caching allocator, which hands a block out again only after the
+        # copy that reads it has run; so the copy may overlap with the previous step.
+        staging = torch.empty((len(indices), *source.shape[1:]), dtype=source.dtype, pin_memory=self.pinned)
+        torch.index_select(source, 0, indices, out=staging)
+        return staging.to(self.device, non_blocking=self.pinned)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that the data set may take: half of what the GPU has free; on a CPU it is in memory already."""
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 2**62
+
+
+class TrainBatches:
+    """The training set of one rank, epoch by epoch."""
+
+    def __init__(
+        self,
+        store: ImageStore,
+        *,
+        batch_size: int,
+        seed: int,
+        mean: float,
+        std: float,
+        augmentation: Augmentation,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.store = store
+        self.batch_size = batch_size
+        self.seed = seed
+        self.mean, self.std = mean, std
+        self.augmentation = augmentation
+        self.rank, self.world_size = rank, world_size
+        self.steps_per_epoch = ceil(len(store) / batch_size)
+
+    def order(self, epoch: int) -> Tensor:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
+        return torch.randperm(len(self.store), generator=generator)
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """The steps of one epoch from ``first_step`` on, which makes resuming in its middle exact."""
+        order = self.order(epoch).to(self.store.images.device)
+        warps = draw_warps(len(order), derive_seed(self.seed, "warp", epoch), **vars(self.augmentation))
+        if warps is not None:
+            warps = warps.to(self.store.device)
+        for step in range(first_step, self.steps_per_epoch):
+            start, stop = step * self.batch_size, min((step + 1) * self.batch_size, len(order))
+            mine = rank_slice(start, stop, self.rank, self.world_size)
+            counted = mine.stop - mine.start
+            if counted == 0:
+                # Every rank has to run forward and backward; this one does with an image that counts for nothing.
+                mine = slice(start, start + 1)
+            raw, labels = self.store.take(order[mine])
+            images = prepare(raw, self.mean, self.std, None if warps is None else warps[mine])
+            yield Batch(images, labels, counted, global_count=stop - start)
+
+
+class TestBatches:
+    """This rank's share of the test set: over all ranks every image exactly once."""
+
+    __test__ = False  # for pytest, which takes the name for a test
+
+    def __init__(
+        self,
+        store: ImageStore,
+        *,
+        mean: float,
+        std: float,
+        rank: int = 0,
+        world_size: int = 1,
+        batch_size: int = 500,
+    ):
+        self.store = store
+        self.mean, self.std = mean, std
+        self.share = rank_slice(0, len(store), rank, world_size)
+        self.batch_size = batch_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        for start in range(self.share.start, self.share.stop, self.batch_size):
+            stop = min(start + self.batch_size, self.share.stop)
+            indices = torch.arange(start, stop, device=self.store.images.device)
+            raw, labels = self.store.take(indices)
+            yield Batch(prepare(raw, self.mean, self.std), labels, stop - start, global_count=stop - start)
+
+
+def prepare(raw: Tensor, mean: float, std: float, warps: Tensor | None = None) -> Tensor:
+    """uint8 [n, 28, 28] → normalised float [n, 1, 28, 28], in place."""
+    images = raw.float()
+    images = images.unsqueeze(1) if warps is None else warp(images, warps)
+    return images.mul_(1 / (255 * std)).sub_(mean / std)

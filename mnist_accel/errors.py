@@ -1,0 +1,9 @@
+"""The two ways a run ends badly on purpose; everything else is a bug of ours and keeps its traceback."""
+
+
+class UserError(Exception):
+    """A mistake of the user's: one line, exit 2."""
+
+
+class TrainingFailed(Exception):
+    """Training itself cannot go on (non-finite loss, GPU out of memory): one line, exit 3."""

@@ -1,0 +1,90 @@
+"""Optimizers, learning rates as pure functions of the step, and the moving average of the weights.
+
+No torch scheduler: one prepared by Accelerate steps once for every process, and a pure function of the step needs no
+state to resume from.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+def build_optimizer(
+    name: str,
+    parameters: Iterable[Tensor],
+    *,
+    lr: float,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+) -> torch.optim.Optimizer:
+    """Fused kernels: one call for all parameters instead of several for each."""
+    if name == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=True
+        )
+    builder = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+    return builder(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+
+
+def lr_factor(
+    schedule: str,
+    step: int,
+    total_steps: int,
+    *,
+    warmup: float = 0.0,
+    steps_per_drop: int = 1,
+    drop_factor: float = 1.0,
+) -> float:
+    """What the recipe's lr is multiplied by at optimizer step ``step`` (from 0) of ``total_steps``.
+
+    onecycle rises along a cosine from 1/25 and falls along a cosine to about zero; linear rises and falls on straight
+    lines, reaching zero just after the last step; step drops by ``drop_factor`` every ``steps_per_drop``.
+    """
+    if schedule == "constant":
+        return 1.0
+    if schedule == "step":
+        return drop_factor ** (step // steps_per_drop)
+    rising = warmup * total_steps
+    if schedule == "linear":
+        if step + 1 < rising:
+            return (step + 1) / rising
+        return (total_steps - step) / (total_steps - max(rising - 1, 0))
+    assert schedule == "onecycle", schedule
+    if step < rising:
+        return cosine(1 / 25, 1.0, step / rising)
+    return cosine(1.0, 1e-4, (step - rising) / max(total_steps - 1 - rising, 1))
+
+
+def cosine(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+
+
+class WeightAverage:
+    """Exponential moving average of all weights and floating-point buffers (batch norm's statistics belong to them)."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self.steps = 0
+        self.live = [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
+        self.average = [tensor.clone() for tensor in self.live]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        # The average of the first steps must not be dominated by the random start.
+        self.steps += 1
+        decay = min(self.decay, self.steps / (self.steps + 10))
+        torch._foreach_lerp_(self.average, self.live, 1 - decay)
+
+    @contextmanager
+    @torch.no_grad()
+    def in_place(self, restore: bool) -> Iterator[None]:
+        """Inside, the model holds the averaged weights; afterwards its own again, if ``restore`` says so."""
+        own = [tensor.clone() for tensor in self.live]
+        torch._foreach_copy_(self.live, self.average)
+        yield
+        if restore:
+            torch._foreach_copy_(self.live, own)

@@ -1,0 +1,217 @@
+"""What the user sees: banner, live progress, a line an epoch, the closing table. The only file that imports rich.
+
+A terminal gets a moving bar and colour; a pipe or a file gets plain lines, one a fact, never wrapped.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.padding import Padding
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from mnist_accel.recipe import Key, Recipe, RunOptions, keys_of
+
+if TYPE_CHECKING:  # the list and the help must not wait for torch
+    from mnist_accel.engine import StepInfo
+    from mnist_accel.results import ClaimResult, EpochStats, RunResult
+    from mnist_accel.run import Start
+
+PLAIN_WIDTH = 10_000
+VERDICTS = {True: Text("pass", style="green"), False: Text("fail", style="red"), None: Text("-")}
+
+
+def make_console(stderr: bool = False) -> Console:
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show "≥" is no reason to stop training.
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    return console
+
+
+def facts(console: Console, rows: Iterable[tuple[str, str]]) -> None:
+    """Label and value, one a line, the value wrapping under itself where the terminal is narrow."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, value in rows:
+        table.add_row(Text(label), Text(value))
+    console.print(table)
+
+
+def simple_table(*columns: str) -> Table:
+    table = Table(box=SIMPLE, show_edge=False, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def show_recipes(console: Console, recipes: Iterable[Recipe]) -> None:
+    table = simple_table("recipe", "parameters", "epochs", "claim %", "measured %")
+    for recipe in recipes:
+        by_metric = {claim.metric: claim for claim in reversed(recipe.claims)}
+        exact = [c.documented for c in recipe.claims if c.metric == "parameters" and c.relation == "="]
+        accuracy = by_metric.get("accuracy")
+        measured = recipe.measured
+        table.add_row(
+            recipe.name,
+            exact[0] if exact else "",
+            str(recipe.epochs),
+            accuracy.documented if accuracy else "",
+            f"{measured.accuracy:.2f} ({measured.seeds} seed{'s'[: measured.seeds > 1]})" if measured else "",
+        )
+    console.print(table)
+    console.print("\naccelerate launch launch.py recipe=NAME key=value…   python launch.py --help explains the keys")
+
+
+def show_help(console: Console, recipe: Recipe | None) -> None:
+    console.print("accelerate launch launch.py recipe=NAME key=value…")
+    console.print("python launch.py recipe=NAME key=value…   the same without a launcher")
+    console.print("python launch.py                          lists the recipes")
+    of_recipe = f"recipe={recipe.name}" if recipe else "the recipe sets those without a default"
+    show_keys(console, f"Learning: changes the result ({of_recipe})", keys_of(Recipe).values(), recipe)
+    show_keys(console, "Running: how it happens here", keys_of(RunOptions).values(), RunOptions())
+
+
+def show_keys(console: Console, title: str, keys: Iterable[Key], defaults: object | None) -> None:
+    table = simple_table("key", "type", "default", "")
+    for key in keys:
+        default = key.default if defaults is None else getattr(defaults, key.name)
+        needs = f" (with {key.needs.key}={' or '.join(key.needs.values)})" if key.needs else ""
+        shown = "" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
+        table.add_row(key.name, key.kind.replace("|", " | "), shown, key.description + needs)
+    console.print(f"\n{title}", style="bold")
+    console.print(table)
+
+
+class RunReport:
+    """Follows one run; its methods are the run's callbacks."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.progress: Progress | None = None
+        self.task: TaskID | None = None
+        self.total_epochs = 0
+        self.clock = 0.0
+        self.images = 0
+
+    def on_start(self, start: Start) -> None:
+        runtime, recipe = start.runtime, start.recipe
+        processes = "1 process" if runtime.world_size == 1 else f"{runtime.world_size} processes"
+        threads = "1 thread" if runtime.threads == 1 else f"{runtime.threads} threads"
+        changed = ", ".join(f"{key}={getattr(recipe, key)}" for key in start.changed)
+        batch = f"{recipe.epochs} epoch{'s'[: recipe.epochs > 1]}, batch {recipe.batch_size}, {recipe.optimizer}"
+        rows = [
+            ("recipe", recipe.name + (f" with {changed}" if changed else "")),
+            ("model", f"{recipe.model}, {start.params:,} parameters"),
+            ("training", f"{batch} lr {recipe.lr:g} {recipe.schedule}, seed {recipe.seed}"),
+            ("device", f"{runtime.device_name} × {processes}, {threads} each, {runtime.precision}"),
+            ("data", f"{start.dataset}: {start.dataset_reason}"),
+            (
+                "images",
+                f"{start.train_images:,} to train, {start.test_images:,} to test" + where_images_are(start),
+            ),
+            ("run", str(start.folder)),
+        ]
+        if start.dry_run:
+            rows.append(("dry run", "one step and one evaluation batch; the figures mean nothing"))
+        facts(self.console, rows)
+        self.total_epochs = 1 if start.dry_run else recipe.epochs
+        self.clock = time.perf_counter()
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
+            self.progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[figures]}"),
+                TimeRemainingColumn(compact=True),
+                console=self.console,
+                transient=True,
+                refresh_per_second=4,  # the refreshing thread competes with training for the interpreter
+                expand=True,
+            )
+            self.task = self.progress.add_task("epoch 1", total=None, figures="")
+            self.progress.start()
+
+    def on_step(self, info: StepInfo) -> None:
+        if self.progress is None or self.task is None:
+            return
+        self.images += info.images
+        now = time.perf_counter()
+        if now - self.clock < 0.2 and info.step < info.steps_per_epoch:
+            return
+        speed, self.clock, self.images = self.images / max(now - self.clock, 1e-9), now, 0
+        self.progress.update(
+            self.task,
+            description=f"epoch {info.epoch}/{self.total_epochs}",
+            completed=(info.epoch - 1) * info.steps_per_epoch + info.step,
+            total=self.total_epochs * info.steps_per_epoch,
+            figures=f"loss {info.loss:.4f} · {speed:,.0f}/s",
+        )
+
+    def on_epoch(self, stats: EpochStats) -> None:
+        self.console.print(
+            f"epoch {stats.epoch}/{self.total_epochs}  loss {stats.train_loss:.4f}  test loss {stats.test_loss:.4f}  "
+            f"accuracy {stats.accuracy:.2f} %  {stats.train_seconds:.2f} s  "
+            f"{stats.images / stats.train_seconds:,.0f} images/s"
+        )
+
+    def stop(self) -> None:
+        """The cursor back and the bar gone, however the run ended."""
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+    def on_end(self, result: RunResult, problems: list[str]) -> None:
+        self.stop()
+        table = simple_table("", "documented", "this run", "")
+        for claim in result.claims:
+            table.add_row(claim.name, claim.documented, show_measured(claim), VERDICTS[claim.met])
+        self.console.print()
+        if result.claims:
+            self.console.print(table)
+        if result.claims and all(claim.met is None for claim in result.claims if claim.name != "parameters"):
+            self.console.print(f"\n{why_not_compared(result)}", style="dim")
+        rows = [("accuracy", f"{result.accuracy:.2f} % ({result.correct:,} of {result.total:,})")]
+        if result.positive:
+            found = result.positive
+            rows.append(
+                (
+                    "of yes",
+                    f"precision {found.precision:.2f} %, recall {found.recall:.2f} %, F1 {found.f1:.2f} %",
+                )
+            )
+        times = f"training {result.train_seconds:.2f} s, evaluation {result.eval_seconds:.2f} s"
+        rows.append(("time", f"{times}, all in all {result.total_seconds:.2f} s"))
+        self.console.print()
+        facts(self.console, rows)
+        for problem in problems:
+            self.console.print(Padding(Text(f"warning: {problem}", style="yellow"), 0))
+
+
+def where_images_are(start: Start) -> str:
+    return "" if start.resident else ", fed from host memory"
+
+
+def show_measured(claim: ClaimResult) -> str:
+    if claim.measured is None:
+        return ""
+    if claim.name.startswith("parameters"):
+        return f"{claim.measured:,.0f}"
+    return f"{claim.measured:.4f}" if claim.name.startswith("test loss") else f"{claim.measured:.2f}"
+
+
+def why_not_compared(result: RunResult) -> str:
+    if result.dry_run:
+        return "A dry run is not compared with the documented figures."
+    if result.dataset != "mnist":
+        return "Not compared with the documented figures: those are for MNIST, this run used synthetic digits."
+    return "Not compared with the documented figures: the recipe's settings were changed."

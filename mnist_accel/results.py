@@ -1,0 +1,191 @@
+"""What a run leaves behind: numbers with names, and the folder they stand in."""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor
+
+from mnist_accel.errors import UserError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Positive:
+    """How well the class that counts as yes was found, in percent."""
+
+    precision: float
+    recall: float
+    f1: float
+
+    @classmethod
+    def from_counts(cls, hits: int, said_yes: int, is_yes: int) -> "Positive":
+        precision = 100 * hits / said_yes if said_yes else 0.0
+        recall = 100 * hits / is_yes if is_yes else 0.0
+        return cls(precision, recall, 200 * hits / (said_yes + is_yes) if hits else 0.0)
+
+
+@dataclass(frozen=True)
+class EpochStats:
+    """One epoch over all ranks: a line of ``history.jsonl``. Accuracy in percent, losses are means over images."""
+
+    epoch: int
+    steps: int
+    images: int
+    lr: float
+    train_loss: float
+    test_loss: float
+    accuracy: float
+    correct: int
+    total: int
+    positive: Positive | None
+    train_seconds: float
+    eval_seconds: float
+
+
+@dataclass(frozen=True)
+class ClaimResult:
+    """A published figure beside this run's. ``met`` is None where the two cannot be compared."""
+
+    name: str
+    documented: str
+    measured: float | None
+    met: bool | None
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """``result.json``: a stable contract. README explains the fields; they are only ever added to."""
+
+    status: str  # "finished" or "failed"
+    recipe: str
+    model: str
+    params: int
+    dataset: str
+    dataset_reason: str
+    train_images: int
+    test_images: int
+    epochs: int
+    batch_size: int
+    optimizer_steps: int
+    seed: int
+    device: str
+    world_size: int
+    threads: int
+    precision: str
+    accuracy: float | None
+    correct: int | None
+    total: int | None
+    train_loss: float | None
+    test_loss: float | None
+    positive: Positive | None
+    train_seconds: float
+    eval_seconds: float
+    total_seconds: float
+    images_per_second: float
+    claims: list[ClaimResult]
+    dry_run: bool
+    command: list[str]
+    history: list[EpochStats]
+    versions: dict[str, str]
+    resumed_from: str | None = None
+    error: str | None = None
+    schema: int = field(default=SCHEMA)
+
+
+def default_folder(recipe_name: str) -> Path:
+    """``runs/<recipe>/<time>``, with a number behind it where two runs start within the same second."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    folder = Path("runs") / recipe_name / stamp
+    tries = 1
+    while folder.exists():
+        tries += 1
+        folder = folder.with_name(f"{stamp}-{tries}")
+    return folder
+
+
+class RunFolder:
+    """Writes the files of a run. After ``open``, a full disk costs files, not the training: ``problems`` tells."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.problems: list[str] = []
+
+    def open(self, typed: str | None) -> None:
+        """Makes the folder; a place that cannot be used is the user's mistake, told before anything is trained."""
+        asked = f"out={typed}" if typed else f"{self.path}"
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{asked}: is a file. Name a folder")
+        if finished_run(self.path):
+            raise UserError(f"{asked}: already holds a finished run. Name another folder, or move that one away")
+        if foreign := sorted(entry.name for entry in listing(self.path) if entry.name not in OUR_FILES):
+            raise UserError(f"{asked}: holds other files ({foreign[0]}). Name a new or empty folder")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / ".writable"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise UserError(
+                f"{asked}: cannot be written ({error.strerror}). Name another folder with out=DIR"
+            ) from None
+        for stale in ("history.jsonl", "result.json"):
+            (self.path / stale).unlink(missing_ok=True)
+
+    def write_json(self, name: str, value: object) -> None:
+        self._write(name, (json.dumps(value, indent=2, allow_nan=False, default=str) + "\n").encode())
+
+    def append_history(self, stats: EpochStats) -> None:
+        try:
+            with (self.path / "history.jsonl").open("a") as file:
+                file.write(json.dumps(asdict(stats)) + "\n")
+        except OSError as error:
+            self._failed("history.jsonl", error)
+
+    def write_weights(self, state: Mapping[str, Tensor]) -> None:
+        self._write("model.safetensors", save({name: tensor.cpu().contiguous() for name, tensor in state.items()}))
+
+    def _write(self, name: str, content: bytes) -> None:
+        """Aside, synced, renamed: under its own name a file is whole or absent."""
+        target = self.path / name
+        aside = self.path / f".{name}.{os.getpid()}"
+        try:
+            with aside.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(target)
+        except OSError as error:
+            self._failed(name, error)
+            aside.unlink(missing_ok=True)
+
+    def _failed(self, name: str, error: OSError) -> None:
+        problem = f"{self.path / name} could not be written: {error.strerror}"
+        if problem not in self.problems:
+            self.problems.append(problem)
+
+
+OUR_FILES = {"recipe.json", "history.jsonl", "result.json", "model.safetensors"}
+
+
+def listing(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def finished_run(folder: Path) -> bool:
+    """A dry run is over as well, but there is nothing in it to lose."""
+    result = read_json(folder / "result.json")
+    return isinstance(result, dict) and result.get("status") == "finished" and not result.get("dry_run")
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,259 @@
+"""A recipe and its options → a trained, evaluated, written-down run. Shared by ``launch.py`` and the commands."""
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import accelerate
+import torch
+from torch import nn
+
+import mnist_accel
+from mnist_accel.claims import judged
+from mnist_accel.cli import Request, too_small_batch
+from mnist_accel.data.batches import Augmentation, ImageStore, TestBatches, TrainBatches
+from mnist_accel.data.dataset import Dataset, hold_out, load_dataset
+from mnist_accel.engine import StepInfo, train
+from mnist_accel.errors import TrainingFailed, UserError
+from mnist_accel.models import build_model, count_parameters
+from mnist_accel.objective import build_objective
+from mnist_accel.optim import WeightAverage, build_optimizer, lr_factor
+from mnist_accel.recipe import Recipe, RunOptions
+from mnist_accel.results import EpochStats, RunFolder, RunResult, default_folder
+from mnist_accel.runtime import Runtime, refuse_mismatched_data, start_runtime
+from mnist_accel.seeding import derive_seed
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is in effect when training begins: the banner's content."""
+
+    recipe: Recipe
+    params: int
+    runtime: Runtime
+    dataset: str
+    dataset_reason: str
+    train_images: int
+    test_images: int
+    resident: bool
+    folder: Path
+    dry_run: bool
+    changed: tuple[str, ...]
+
+
+@dataclass
+class Watcher:
+    """Who is told what, on rank 0 only."""
+
+    on_start: Callable[[Start], None] = lambda start: None
+    on_step: Callable[[StepInfo], None] = lambda info: None
+    on_epoch: Callable[[EpochStats], None] = lambda stats: None
+    on_end: Callable[[RunResult, list[str]], None] = lambda result, problems: None
+
+
+@dataclass
+class Progress:
+    """What is known so far, so that a run that fails can still be written down."""
+
+    history: list[EpochStats] = field(default_factory=list)
+    error: str | None = None
+
+
+def run(request: Request, watcher: Watcher, started: float) -> tuple[RunResult, RunFolder]:
+    """Trains ``request.recipe`` here; ``started`` is the clock at the process's first line.
+
+    Raises UserError before anything is written, TrainingFailed after the failed run has been written down.
+    """
+    recipe, options = request.recipe, request.options
+    assert recipe is not None
+    folder = RunFolder(Path(options.out).expanduser() if options.out else default_folder(recipe.name))
+    runtime = start_runtime(options.precision, options.device, options.threads)
+    if recipe.batch_size < runtime.world_size:
+        raise UserError(too_small_batch(recipe.batch_size, runtime.world_size))
+    data = load_dataset(options.dataset, options.data_dir)
+    refuse_mismatched_data(runtime.accelerator, data.checksum)
+    if recipe.validation:
+        data = hold_out(data, recipe.validation)
+    main = runtime.accelerator.is_main_process
+    if main:
+        folder.open(options.out)
+        folder.write_json("recipe.json", {"recipe": asdict(recipe), "options": asdict(options)})
+    runtime.accelerator.wait_for_everyone()
+
+    progress = Progress()
+    model = new_model(recipe, runtime)
+    try:
+        fit(
+            recipe,
+            options,
+            request.changed,
+            runtime,
+            data,
+            model,
+            folder,
+            watcher if main else Watcher(),
+            progress,
+        )
+    except TrainingFailed as error:
+        progress.error = str(error)
+    except torch.cuda.OutOfMemoryError:
+        half = max(1, recipe.batch_size // 2)
+        progress.error = f"batch_size={recipe.batch_size}: the GPU ran out of memory. Type batch_size={half}"
+    result = describe(request, runtime, data, model, progress, started)
+    if main:
+        folder.write_json("result.json", asdict(result))
+        if progress.error is None:
+            watcher.on_end(result, folder.problems)
+    if progress.error is not None:
+        raise TrainingFailed(progress.error)
+    return result, folder
+
+
+def new_model(recipe: Recipe, runtime: Runtime) -> nn.Module:
+    torch.manual_seed(derive_seed(recipe.seed, "weights"))
+    model = build_model(recipe.model, recipe.dropout).to(runtime.device)
+    # Channels-last: see CONTRIBUTING for what it brings each network.
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def fit(
+    recipe: Recipe,
+    options: RunOptions,
+    changed: tuple[str, ...],
+    runtime: Runtime,
+    data: Dataset,
+    model: nn.Module,
+    folder: RunFolder,
+    watcher: Watcher,
+    progress: Progress,
+) -> None:
+    limit = None if options.resident_mb is None else options.resident_mb * 2**20
+    store = ImageStore(data.train_images, data.train_labels, runtime.device, limit)
+    test_store = ImageStore(data.test_images, data.test_labels, runtime.device, limit)
+    ranks = {"rank": runtime.rank, "world_size": runtime.world_size}
+    train_batches = TrainBatches(
+        store,
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        mean=recipe.mean,
+        std=recipe.std,
+        augmentation=Augmentation(recipe.rotation, recipe.translation, recipe.scale, recipe.shear),
+        **ranks,
+    )
+    test_batches = TestBatches(test_store, mean=recipe.mean, std=recipe.std, **ranks)
+    average = WeightAverage(model, recipe.ema) if recipe.ema else None
+    optimizer = build_optimizer(
+        recipe.optimizer,
+        model.parameters(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+    )
+    prepared, optimizer = runtime.accelerator.prepare(model, optimizer)
+    total_steps = recipe.epochs * train_batches.steps_per_epoch
+
+    def lr_at(step: int) -> float:
+        return recipe.lr * lr_factor(
+            recipe.schedule,
+            step,
+            total_steps,
+            warmup=recipe.warmup,
+            steps_per_drop=recipe.step_epochs * train_batches.steps_per_epoch,
+            drop_factor=recipe.step_factor,
+        )
+
+    def on_epoch(stats: EpochStats) -> None:
+        progress.history.append(stats)
+        if runtime.accelerator.is_main_process:
+            folder.append_history(stats)
+            watcher.on_epoch(stats)
+
+    watcher.on_start(
+        Start(
+            recipe,
+            count_parameters(model),
+            runtime,
+            data.name,
+            data.reason,
+            len(store),
+            len(test_store),
+            store.resident,
+            folder.path,
+            options.dry_run,
+            changed,
+        )
+    )
+    train(
+        prepared,
+        optimizer,
+        train_batches,
+        test_batches,
+        build_objective(recipe.loss, recipe.label_smoothing, recipe.positive_class),
+        runtime.accelerator,
+        epochs=recipe.epochs,
+        lr_at=lr_at,
+        seed=recipe.seed,
+        clip_norm=recipe.clip_norm,
+        average=average,
+        dry_run=options.dry_run,
+        on_step=watcher.on_step,
+        on_epoch=on_epoch,
+    )
+    if runtime.accelerator.is_main_process:
+        folder.write_weights(model.state_dict())
+
+
+def describe(
+    request: Request, runtime: Runtime, data: Dataset, model: nn.Module, progress: Progress, started: float
+) -> RunResult:
+    recipe, options = request.recipe, request.options
+    assert recipe is not None
+    history = progress.history
+    last = history[-1] if history else None
+    train_seconds = sum(stats.train_seconds for stats in history)
+    result = RunResult(
+        status="failed" if progress.error else "finished",
+        error=progress.error,
+        recipe=recipe.name,
+        model=recipe.model,
+        params=count_parameters(model),
+        dataset=data.name,
+        dataset_reason=data.reason,
+        train_images=len(data.train_labels),
+        test_images=len(data.test_labels),
+        epochs=recipe.epochs,
+        batch_size=recipe.batch_size,
+        optimizer_steps=sum(stats.steps for stats in history),
+        seed=recipe.seed,
+        device=runtime.device_name,
+        world_size=runtime.world_size,
+        threads=runtime.threads,
+        precision=runtime.precision,
+        accuracy=last.accuracy if last else None,
+        correct=last.correct if last else None,
+        total=last.total if last else None,
+        train_loss=last.train_loss if last else None,
+        test_loss=last.test_loss if last else None,
+        positive=last.positive if last else None,
+        train_seconds=train_seconds,
+        eval_seconds=sum(stats.eval_seconds for stats in history),
+        total_seconds=time.perf_counter() - started,
+        images_per_second=sum(stats.images for stats in history) / train_seconds if history else 0.0,
+        claims=[],
+        dry_run=options.dry_run,
+        command=list(request.command),
+        history=history,
+        versions={
+            "mnist_accel": mnist_accel.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "accelerate": accelerate.__version__,
+        },
+    )
+    comparable = (
+        data.name == "mnist" and set(request.changed) <= {"seed"} and not options.dry_run and progress.error is None
+    )
+    return judged(result, recipe, comparable, runtime.device.type)

@@ -1,0 +1,132 @@
+"""Where a run happens: device, processes, threads and precision, as they really are in effect."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+
+from mnist_accel.errors import UserError
+
+# What launchers say in ACCELERATE_MIXED_PRECISION, in our words.
+LAUNCHER_PRECISIONS = {"no": "fp32", "fp16": "fp16", "bf16": "bf16"}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What is in effect, not what was asked for."""
+
+    accelerator: Accelerator
+    device_name: str
+    precision: str
+    threads: int
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    @property
+    def rank(self) -> int:
+        return self.accelerator.process_index
+
+    @property
+    def world_size(self) -> int:
+        return self.accelerator.num_processes
+
+
+def launched_world_size() -> int:
+    """How many processes the launcher around us says there are."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_launched() -> bool:
+    """Whether a launcher of any kind started this process as one of a distributed job."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def start_runtime(precision: str = "auto", device: str = "auto", threads: int = 0) -> Runtime:
+    has_gpu = torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
+        raise UserError("device=cuda: this machine has no GPU that torch can use. Type device=cpu, or leave device out")
+    use_cpu = device == "cpu" or not has_gpu
+    chosen = choose_precision(precision, use_cpu)
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", launched_world_size()))
+    # accelerate launch exports OMP_NUM_THREADS=1, which nobody asked for; so the thread count is always set here.
+    threads = threads or max(1, usable_cores() // local_processes)
+    torch.set_num_threads(threads)
+    accelerator = Accelerator(
+        # Without cpu=True a --multi_gpu job on a machine without GPU becomes N jobs of one process each.
+        cpu=use_cpu,
+        mixed_precision={"fp32": "no"}.get(chosen, chosen),
+        # Buffers are made equal where it matters, before evaluating and saving, instead of in every forward pass.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+    )
+    name = "cpu" if use_cpu else torch.cuda.get_device_name(accelerator.device)
+    return Runtime(accelerator, name, chosen, threads)
+
+
+def choose_precision(asked: str, use_cpu: bool) -> str:
+    source = f"precision={asked}"
+    chosen = asked
+    if asked == "auto":
+        launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+        source = f"mixed_precision={launcher} (from the launcher)"
+        if launcher not in LAUNCHER_PRECISIONS:
+            raise UserError(f"{source}: not supported here. Type precision=bf16, precision=fp16 or precision=fp32")
+        chosen = LAUNCHER_PRECISIONS[launcher]
+    if chosen == "fp16" and use_cpu:
+        # Accelerate would train in fp32 and still call it fp16.
+        raise UserError(f"{source}: fp16 needs a GPU. Type precision=bf16 or precision=fp32")
+    if chosen == "bf16" and not use_cpu and not torch.cuda.is_bf16_supported():
+        raise UserError(f"{source}: this GPU has no bf16. Type precision=fp16 or precision=fp32")
+    return chosen
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: its affinity, or less where a container's quota says so."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):  # no cgroup, or "max": no quota
+        return cores
+
+
+def refuse_mismatched_data(accelerator: Accelerator, checksum: str) -> None:
+    """Ranks that train on different data would disagree silently."""
+    if accelerator.num_processes == 1:
+        return
+    mine = torch.tensor(list(bytes.fromhex(checksum)), dtype=torch.int64, device=accelerator.device)
+    low, high = mine.clone(), mine.clone()
+    torch.distributed.all_reduce(low, torch.distributed.ReduceOp.MIN)
+    torch.distributed.all_reduce(high, torch.distributed.ReduceOp.MAX)
+    if not torch.equal(low, high):
+        raise UserError(
+            "dataset: the processes hold different data. Give every machine the same MNIST with data_dir=, "
+            "or type dataset=synthetic"
+        )
+
+
+def spawn(processes: int, script: str, argv: Sequence[str]) -> int:
+    """Runs ``script`` in N processes under torch's elastic launcher; the code of the rank that failed first."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=f"mnist_accel-{os.getpid()}",
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        max_restarts=0,
+        monitor_interval=0.2,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-u", script, *argv)
+    except ChildFailedError as error:
+        return max((failure.exitcode for failure in error.failures.values()), default=1)
+    return 0

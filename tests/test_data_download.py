@@ -1,0 +1,309 @@
+"""Downloading, over real HTTP: a server on the loopback misbehaves in every way that mirrors do."""
+
+import gzip
+import hashlib
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from mnist_accel.data import mnist
+from mnist_accel.data.download import DownloadError, download, one_line
+
+CONTENT = b"the right bytes " * 64
+MD5 = hashlib.md5(CONTENT).hexdigest()
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `files`; the first part of a request's path says how."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files = {"file.gz": CONTENT}
+        self.requests: list[str] = []
+        self.stopping = threading.Event()
+
+    def mirror(self, behaviour: str) -> str:
+        return f"http://127.0.0.1:{self.server_port}/{behaviour}/"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        behaviour, name = self.path.strip("/").split("/")
+        self.server.requests.append(f"{behaviour}/{name}")
+        content = self.server.files.get(name, b"")
+        try:
+            getattr(self, f"be_{behaviour}")(content)
+        except OSError:
+            pass  # the client has had enough, as it should
+
+    def answer(self, code: int = 200, **headers: object) -> None:
+        self.send_response(code)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), str(value))
+        self.end_headers()
+
+    def drip(self, content: bytes) -> None:
+        for byte in content:
+            self.wfile.write(bytes([byte]))
+            if self.server.stopping.wait(0.05):
+                return
+
+    def be_good(self, content: bytes) -> None:
+        self.answer(Content_Length=len(content))
+        self.wfile.write(content)
+
+    def be_missing(self, content: bytes) -> None:
+        self.answer(404)
+
+    def be_wrong(self, content: bytes) -> None:
+        self.be_good(content[::-1])
+
+    def be_truncated(self, content: bytes) -> None:
+        self.answer(Content_Length=len(content))
+        self.wfile.write(content[:100])
+
+    def be_silent(self, content: bytes) -> None:
+        self.server.stopping.wait(30)
+
+    def be_dripping(self, content: bytes) -> None:
+        self.answer(Content_Length=len(content))
+        self.drip(content)
+
+    def be_dripping_headers(self, content: bytes) -> None:
+        self.drip(b"HTTP/1.0 200 OK\r\n" + b"X: y\r\n" * 200)
+
+    def be_endless(self, content: bytes) -> None:
+        self.answer()
+        while not self.server.stopping.is_set():
+            self.wfile.write(b"more " * 1000)
+
+    def be_redirected(self, content: bytes) -> None:
+        self.answer(302, Location="file:///etc/passwd")
+
+    def be_moved(self, content: bytes) -> None:
+        self.answer(302, Location="/good/" + self.path.split("/")[-1])
+
+    def be_rude(self, content: bytes) -> None:
+        self.wfile.write(b"\x1b[31mwhat?\r\n\r\n")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.stopping.set()
+        server.shutdown()
+        thread.join()
+
+
+def test_the_first_good_mirror_serves_and_the_ones_before_it_are_asked_in_order(server: Server) -> None:
+    order = ["missing", "silent", "dripping", "truncated", "wrong", "endless", "good", "moved"]
+    mirrors = [server.mirror(behaviour) for behaviour in order]
+    content, mirror = download(mirrors, "file.gz", MD5, timeout=1, deadline=1.5, max_bytes=1_000_000)
+    assert content == CONTENT
+    assert mirror == server.mirror("good")
+    assert server.requests == [f"{behaviour}/file.gz" for behaviour in order[:-1]]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [
+        ("missing", "answers 404"),
+        ("silent", "timed out"),
+        ("dripping", "not finished after 0.6 s"),
+        ("dripping_headers", "no answer within 0.6 s"),
+        ("truncated", "broke off after 100 of 1,024 bytes"),
+        ("wrong", "wrong bytes, the MD5 is not the published one"),
+        ("endless", "sends more than 5,000 bytes"),
+        ("redirected", "answers 302"),
+        ("rude", "[31mwhat?"),
+    ],
+)
+def test_the_error_says_what_the_mirror_did(server: Server, behaviour: str, reason: str) -> None:
+    with pytest.raises(DownloadError) as caught:
+        download([server.mirror(behaviour)], "file.gz", MD5, timeout=0.4, deadline=0.6, max_bytes=5_000)
+    assert str(caught.value) == f"file.gz: 127.0.0.1:{server.server_port}: {reason}"
+
+
+def test_every_mirror_has_its_reason(server: Server) -> None:
+    with pytest.raises(DownloadError, match=r"answers 404; .*wrong bytes"):
+        download([server.mirror("missing"), server.mirror("wrong")], "file.gz", MD5)
+    with pytest.raises(DownloadError, match="there is no mirror"):
+        download([], "file.gz", MD5)
+
+
+def test_a_redirect_is_followed(server: Server) -> None:
+    assert download([server.mirror("moved")], "file.gz", MD5)[0] == CONTENT
+
+
+def test_only_http_is_spoken(tmp_path: Path) -> None:
+    (tmp_path / "file.gz").write_bytes(CONTENT)
+    for mirror in (
+        tmp_path.as_uri(),
+        "ftp://127.0.0.1/",
+        "data:,x",
+        str(tmp_path),
+        "http://[",
+        "http://x:y/",
+    ):
+        with pytest.raises(DownloadError):
+            download([mirror], "file.gz", MD5, timeout=1)
+
+
+def test_a_server_that_is_not_there_is_a_reason_and_a_password_none() -> None:
+    with pytest.raises(DownloadError) as caught:
+        download(["http://me:secret@127.0.0.1:9/"], "file.gz", MD5, timeout=1)
+    assert "secret" not in str(caught.value)
+    assert "127.0.0.1:9: " in str(caught.value)
+
+
+def test_what_a_server_says_stays_one_printable_line() -> None:
+    assert one_line(ValueError("a\x1b[31m\r\nb\n" + "c" * 500)).startswith("a [31m b c")
+    assert len(one_line(ValueError("c" * 500))) == 120
+
+
+# The four files, small. Their digests are computed without the code under test.
+
+SHAPES = {"train_images": (6, 28, 28), "train_labels": (6,), "test_images": (3, 28, 28), "test_labels": (3,)}
+
+
+def small_archive(
+    label: int = 7,
+) -> tuple[tuple[mnist.IdxFile, ...], dict[str, bytes]]:
+    """Files like MNIST's, and what a mirror serves for them."""
+    files, served = [], {}
+    for file in mnist.FILES:
+        shape = SHAPES[file.key]
+        size = shape[0] * (784 if len(shape) == 3 else 1)
+        header = bytes([0, 0, 8, len(shape)]) + b"".join(length.to_bytes(4, "big") for length in shape)
+        unpacked = header + (bytes(index % 256 for index in range(size)) if size > 6 else bytes([label] * size))
+        files.append(mnist.IdxFile(file.key, file.name, shape, hashlib.sha256(unpacked).hexdigest()))
+        served[f"{file.name}.gz"] = gzip.compress(unpacked)
+    return tuple(files), served
+
+
+def publish(monkeypatch: pytest.MonkeyPatch, served: dict[str, bytes]) -> None:
+    md5s = {name: hashlib.md5(content).hexdigest() for name, content in served.items()}
+    monkeypatch.setattr(mnist, "published_lists", lambda: (["http://127.0.0.1:9/"], md5s))
+
+
+def test_fetch_reads_all_four_files_and_keeps_to_the_mirror_that_served(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, server.files = small_archive()
+    publish(monkeypatch, server.files)
+    tensors, origin = mnist.fetch([server.mirror("missing"), server.mirror("good")], files)
+    assert {key: tuple(tensor.shape) for key, tensor in tensors.items()} == SHAPES
+    assert tensors["test_labels"].tolist() == [7, 7, 7]
+    assert origin == f"downloaded from 127.0.0.1:{server.server_port}"
+    assert len(server.requests) == 5  # the bad mirror once, the good one four times
+
+
+def test_fetch_stops_at_the_first_file_that_is_not_to_be_had(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, served = small_archive()
+    publish(monkeypatch, served)
+    with pytest.raises(DownloadError, match=r"^train-images-idx3-ubyte\.gz: .*answers 404; .*answers 404$"):
+        mnist.fetch([server.mirror("missing")] * 2, files)
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda unpacked: unpacked[:-1], "ends after 4,719 of 4,720 bytes"),
+        (
+            lambda unpacked: unpacked + bytes(200 * 2**20),
+            "has more than 4,720 bytes",
+        ),  # a bomb: 200 KB packed
+        (lambda unpacked: b"MZ" + unpacked[2:], "begins with 4d5a"),
+        (lambda unpacked: unpacked[:-1] + b"\xff", "SHA-256 is not that of the original"),
+    ],
+)
+def test_what_is_unpacked_is_verified_although_the_md5_was_right(
+    server: Server, monkeypatch: pytest.MonkeyPatch, damage, reason: str
+) -> None:
+    files, server.files = small_archive()
+    name = "train-images-idx3-ubyte.gz"
+    server.files[name] = gzip.compress(damage(gzip.decompress(server.files[name])), compresslevel=1)
+    publish(monkeypatch, server.files)
+    with pytest.raises(DownloadError, match=reason):
+        mnist.fetch([server.mirror("good")], files)
+
+
+def test_a_download_that_is_no_gzip_is_an_error(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, server.files = small_archive()
+    server.files["train-images-idx3-ubyte.gz"] = b"<html>log in to this hotel's network</html>"
+    publish(monkeypatch, server.files)
+    with pytest.raises(DownloadError, match="Not a gzipped file"):
+        mnist.fetch([server.mirror("good")], files)
+
+
+def test_a_label_of_77_is_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, server.files = small_archive(label=77)
+    publish(monkeypatch, server.files)
+    with pytest.raises(DownloadError, match="holds the label 77, and labels go from 0 to 9"):
+        mnist.fetch([server.mirror("good")], files)
+
+
+START_TOGETHER = """
+import json, sys
+from mnist_accel.data import mnist
+from mnist_accel.data.dataset import load_dataset
+
+assert "torchvision" not in sys.modules
+files, md5s, mirror = json.loads(sys.argv[1])
+mnist.FILES = tuple(mnist.IdxFile(key, name, tuple(shape), sha256) for key, name, shape, sha256 in files)
+mnist.published_lists = lambda: ([], md5s)
+print("ready", flush=True)
+sys.stdin.readline()
+data = load_dataset("mnist", mirrors=[mirror])
+print(json.dumps([data.reason, data.checksum]))
+"""
+
+
+def test_processes_that_start_at_once_download_once(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, server.files = small_archive()
+    md5s = {name: hashlib.md5(content).hexdigest() for name, content in server.files.items()}
+    described = [(file.key, file.name, file.shape, file.sha256) for file in files]
+    argument = json.dumps([described, md5s, server.mirror("good")])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("MNIST_ACCEL_DATA", raising=False)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", START_TOGETHER, argument],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(mnist.__file__).parents[2],
+        )
+        for _ in range(3)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    answers = [json.loads(process.communicate(timeout=60)[0]) for process in processes]
+    assert sorted(server.requests) == sorted(f"good/{name}" for name in server.files)
+    assert len({checksum for _, checksum in answers}) == 1
+    assert sorted(reason.split()[0] for reason, _ in answers) == ["cached", "cached", "downloaded"]
