@@ -17,7 +17,8 @@ def main() -> int:
         return show(request)
     from mnist_accel import run, runtime  # torch only where there is something to train
 
-    if request.options.processes > 1 and not runtime.is_launched():
+    if runtime.has_to_spawn(request.options.processes):
+        run.check(request)
         return runtime.spawn(request.options.processes, __file__, sys.argv[1:])
     shown = report.RunReport(report.make_console())
     watcher = run.Watcher(shown.on_start, shown.on_step, shown.on_epoch, shown.on_end)

@@ -40,6 +40,10 @@ def make_console(stderr: bool = False) -> Console:
 
 def facts(console: Console, rows: Iterable[tuple[str, str]]) -> None:
     """Label and value, one a line, the value wrapping under itself where the terminal is narrow."""
+    if not console.is_terminal:
+        for label, value in rows:
+            console.print(f"{label:9} {value}", markup=False)
+        return
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")

@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,11 @@ class ClaimResult:
     met: bool | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunResult:
     """``result.json``: a stable contract. README explains the fields; they are only ever added to."""
 
+    schema: int = SCHEMA
     status: str  # "finished" or "failed"
     recipe: str
     model: str
@@ -91,12 +92,11 @@ class RunResult:
     images_per_second: float
     claims: list[ClaimResult]
     dry_run: bool
+    resumed_from: str | None = None
     command: list[str]
     history: list[EpochStats]
     versions: dict[str, str]
-    resumed_from: str | None = None
     error: str | None = None
-    schema: int = field(default=SCHEMA)
 
 
 def default_folder(recipe_name: str) -> Path:
@@ -113,19 +113,23 @@ def default_folder(recipe_name: str) -> Path:
 class RunFolder:
     """Writes the files of a run. After ``open``, a full disk costs files, not the training: ``problems`` tells."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, typed: str | None = None):
         self.path = path
+        self.asked = f"out={typed}" if typed else str(path)
         self.problems: list[str] = []
 
-    def open(self, typed: str | None) -> None:
-        """Makes the folder; a place that cannot be used is the user's mistake, told before anything is trained."""
-        asked = f"out={typed}" if typed else f"{self.path}"
+    def check(self) -> None:
+        """A folder that must not be used is the user's mistake, told before anything is started or written."""
         if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{asked}: is a file. Name a folder")
+            raise UserError(f"{self.asked}: is a file. Name a folder")
         if finished_run(self.path):
-            raise UserError(f"{asked}: already holds a finished run. Name another folder, or move that one away")
+            raise UserError(f"{self.asked}: already holds a finished run. Name another folder, or move that one away")
         if foreign := sorted(entry.name for entry in listing(self.path) if entry.name not in OUR_FILES):
-            raise UserError(f"{asked}: holds other files ({foreign[0]}). Name a new or empty folder")
+            raise UserError(f"{self.asked}: holds other files ({foreign[0]}). Name a new or empty folder")
+
+    def open(self) -> None:
+        """Makes the folder, clean of what an unfinished run has left."""
+        self.check()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self.path / ".writable"
@@ -133,7 +137,7 @@ class RunFolder:
             probe.unlink()
         except OSError as error:
             raise UserError(
-                f"{asked}: cannot be written ({error.strerror}). Name another folder with out=DIR"
+                f"{self.asked}: cannot be written ({error.strerror}). Name another folder with out=DIR"
             ) from None
         for stale in ("history.jsonl", "result.json"):
             (self.path / stale).unlink(missing_ok=True)

@@ -22,7 +22,14 @@ from mnist_accel.objective import build_objective
 from mnist_accel.optim import WeightAverage, build_optimizer, lr_factor
 from mnist_accel.recipe import Recipe, RunOptions
 from mnist_accel.results import EpochStats, RunFolder, RunResult, default_folder
-from mnist_accel.runtime import Runtime, refuse_mismatched_data, start_runtime
+from mnist_accel.runtime import (
+    Runtime,
+    choose_device,
+    choose_precision,
+    prepare,
+    refuse_mismatched_data,
+    start_runtime,
+)
 from mnist_accel.seeding import derive_seed
 
 
@@ -68,7 +75,7 @@ def run(request: Request, watcher: Watcher, started: float) -> tuple[RunResult, 
     """
     recipe, options = request.recipe, request.options
     assert recipe is not None
-    folder = RunFolder(Path(options.out).expanduser() if options.out else default_folder(recipe.name))
+    folder = check(request)
     runtime = start_runtime(options.precision, options.device, options.threads)
     if recipe.batch_size < runtime.world_size:
         raise UserError(too_small_batch(recipe.batch_size, runtime.world_size))
@@ -78,7 +85,7 @@ def run(request: Request, watcher: Watcher, started: float) -> tuple[RunResult, 
         data = hold_out(data, recipe.validation)
     main = runtime.accelerator.is_main_process
     if main:
-        folder.open(options.out)
+        folder.open()
         folder.write_json("recipe.json", {"recipe": asdict(recipe), "options": asdict(options)})
     runtime.accelerator.wait_for_everyone()
 
@@ -111,11 +118,21 @@ def run(request: Request, watcher: Watcher, started: float) -> tuple[RunResult, 
     return result, folder
 
 
+def check(request: Request) -> RunFolder:
+    """Whatever can be refused before a process is spawned, a rank started or a file written."""
+    recipe, options = request.recipe, request.options
+    assert recipe is not None
+    choose_precision(options.precision, choose_device(options.device))
+    folder = RunFolder(Path(options.out).expanduser() if options.out else default_folder(recipe.name), options.out)
+    folder.check()
+    return folder
+
+
 def new_model(recipe: Recipe, runtime: Runtime) -> nn.Module:
     torch.manual_seed(derive_seed(recipe.seed, "weights"))
     model = build_model(recipe.model, recipe.dropout).to(runtime.device)
     # Channels-last: see CONTRIBUTING for what it brings each network.
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def fit(
@@ -152,7 +169,7 @@ def fit(
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
     )
-    prepared, optimizer = runtime.accelerator.prepare(model, optimizer)
+    prepared, optimizer = prepare(runtime, model, optimizer)
     total_steps = recipe.epochs * train_batches.steps_per_epoch
 
     def lr_at(step: int) -> float:

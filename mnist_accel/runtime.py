@@ -1,18 +1,25 @@
 """Where a run happens: device, processes, threads and precision, as they really are in effect."""
 
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import nn
+from torch.optim import Optimizer
 
 from mnist_accel.errors import UserError
 
 # What launchers say in ACCELERATE_MIXED_PRECISION, in our words.
 LAUNCHER_PRECISIONS = {"no": "fp32", "fp16": "fp16", "bf16": "bf16"}
+
+# Set for the processes that processes=N starts.
+SPAWNED = "MNIST_ACCEL_SPAWNED"
 
 
 @dataclass(frozen=True)
@@ -42,33 +49,27 @@ def launched_world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def is_launched() -> bool:
-    """Whether a launcher of any kind started this process as one of a distributed job."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+def has_to_spawn(processes: int) -> bool:
+    """Whether ``processes=N`` still has to be acted on; not inside the job that it started."""
+    if processes == 1 or os.environ.get(SPAWNED):
+        return False
+    if "WORLD_SIZE" in os.environ:
+        raise UserError(
+            f"processes={processes}: a launcher already started this job with {launched_world_size()}. "
+            "Leave processes out, and give the number to the launcher"
+        )
+    return True
 
 
-def start_runtime(precision: str = "auto", device: str = "auto", threads: int = 0) -> Runtime:
+def choose_device(asked: str) -> str:
+    """``cpu`` or ``cuda``."""
     has_gpu = torch.cuda.is_available()
-    if device == "cuda" and not has_gpu:
-        raise UserError("device=cuda: this machine has no GPU that torch can use. Type device=cpu, or leave device out")
-    use_cpu = device == "cpu" or not has_gpu
-    chosen = choose_precision(precision, use_cpu)
-    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", launched_world_size()))
-    # accelerate launch exports OMP_NUM_THREADS=1, which nobody asked for; so the thread count is always set here.
-    threads = threads or max(1, usable_cores() // local_processes)
-    torch.set_num_threads(threads)
-    accelerator = Accelerator(
-        # Without cpu=True a --multi_gpu job on a machine without GPU becomes N jobs of one process each.
-        cpu=use_cpu,
-        mixed_precision={"fp32": "no"}.get(chosen, chosen),
-        # Buffers are made equal where it matters, before evaluating and saving, instead of in every forward pass.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
-    )
-    name = "cpu" if use_cpu else torch.cuda.get_device_name(accelerator.device)
-    return Runtime(accelerator, name, chosen, threads)
+    if asked == "cuda" and not has_gpu:
+        raise UserError("device=cuda: there is no GPU here that torch can use. Type device=cpu, or leave device out")
+    return "cuda" if has_gpu and asked != "cpu" else "cpu"
 
 
-def choose_precision(asked: str, use_cpu: bool) -> str:
+def choose_precision(asked: str, device: str) -> str:
     source = f"precision={asked}"
     chosen = asked
     if asked == "auto":
@@ -77,12 +78,40 @@ def choose_precision(asked: str, use_cpu: bool) -> str:
         if launcher not in LAUNCHER_PRECISIONS:
             raise UserError(f"{source}: not supported here. Type precision=bf16, precision=fp16 or precision=fp32")
         chosen = LAUNCHER_PRECISIONS[launcher]
-    if chosen == "fp16" and use_cpu:
+    if chosen == "fp16" and device == "cpu":
         # Accelerate would train in fp32 and still call it fp16.
         raise UserError(f"{source}: fp16 needs a GPU. Type precision=bf16 or precision=fp32")
-    if chosen == "bf16" and not use_cpu and not torch.cuda.is_bf16_supported():
+    if chosen == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported():
         raise UserError(f"{source}: this GPU has no bf16. Type precision=fp16 or precision=fp32")
     return chosen
+
+
+def start_runtime(precision: str = "auto", device: str = "auto", threads: int = 0) -> Runtime:
+    device = choose_device(device)
+    precision = choose_precision(precision, device)
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", launched_world_size()))
+    threads = threads or max(1, usable_cores() // local_processes)
+    # Accelerate warns where this is unset, and accelerate launch exports 1, which nobody asked for.
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    accelerator = Accelerator(
+        # Without cpu=True a --multi_gpu job on a machine without GPU becomes N jobs of one process each.
+        cpu=device == "cpu",
+        mixed_precision="no" if precision == "fp32" else precision,
+        # Buffers are made equal where it matters, before evaluating and saving, instead of in every forward pass.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+    )
+    torch.set_num_threads(threads)
+    name = "cpu" if device == "cpu" else torch.cuda.get_device_name(accelerator.device)
+    return Runtime(accelerator, name, precision, threads)
+
+
+def prepare(runtime: Runtime, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
+    """Accelerate's: device, DDP, mixed precision."""
+    with warnings.catch_warnings():
+        # torch 2.13 renames DDP's broadcast_buffers; Accelerate knows the old name only, and so does torch 2.11.
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
+        prepared_model, prepared_optimizer = runtime.accelerator.prepare(model, optimizer)
+    return prepared_model, prepared_optimizer
 
 
 def usable_cores() -> int:
@@ -115,6 +144,11 @@ def spawn(processes: int, script: str, argv: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    # Its own report of a failed rank would bury the one line that the rank has printed.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    os.environ[SPAWNED] = "1"
+    # torchrun's way around a warning; start_runtime shares the cores out.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -128,5 +162,5 @@ def spawn(processes: int, script: str, argv: Sequence[str]) -> int:
     try:
         elastic_launch(config, sys.executable)("-u", script, *argv)
     except ChildFailedError as error:
-        return max((failure.exitcode for failure in error.failures.values()), default=1)
+        return error.get_first_failure()[1].exitcode
     return 0

@@ -84,7 +84,7 @@ def rewrite(path: Path, **changed: Tensor) -> None:
         (lambda path: rewrite(path, labels=torch.zeros(5)), "not bytes"),
         (
             lambda path: rewrite(path, images=torch.zeros(4, 4, 4, dtype=torch.uint8)),
-            r"not bytes \[5, 4, 4\]",
+            "not bytes [5, 4, 4]",
         ),
         (lambda path: rewrite(path, more=torch.zeros(1)), "holds"),
     ],

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -41,10 +42,8 @@ class Handler(BaseHTTPRequestHandler):
         behaviour, name = self.path.strip("/").split("/")
         self.server.requests.append(f"{behaviour}/{name}")
         content = self.server.files.get(name, b"")
-        try:
+        with suppress(OSError):  # the client has had enough, as it should
             getattr(self, f"be_{behaviour}")(content)
-        except OSError:
-            pass  # the client has had enough, as it should
 
     def answer(self, code: int = 200, **headers: object) -> None:
         self.send_response(code)
@@ -115,7 +114,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 def test_the_first_good_mirror_serves_and_the_ones_before_it_are_asked_in_order(server: Server) -> None:
     order = ["missing", "silent", "dripping", "truncated", "wrong", "endless", "good", "moved"]
     mirrors = [server.mirror(behaviour) for behaviour in order]
-    content, mirror = download(mirrors, "file.gz", MD5, timeout=1, deadline=1.5, max_bytes=1_000_000)
+    content, mirror = download(mirrors, "file.gz", MD5, timeout=0.7, deadline=1, max_bytes=1_000_000)
     assert content == CONTENT
     assert mirror == server.mirror("good")
     assert server.requests == [f"{behaviour}/file.gz" for behaviour in order[:-1]]
@@ -125,9 +124,6 @@ def test_the_first_good_mirror_serves_and_the_ones_before_it_are_asked_in_order(
     ("behaviour", "reason"),
     [
         ("missing", "answers 404"),
-        ("silent", "timed out"),
-        ("dripping", "not finished after 0.6 s"),
-        ("dripping_headers", "no answer within 0.6 s"),
         ("truncated", "broke off after 100 of 1,024 bytes"),
         ("wrong", "wrong bytes, the MD5 is not the published one"),
         ("endless", "sends more than 5,000 bytes"),
@@ -137,8 +133,23 @@ def test_the_first_good_mirror_serves_and_the_ones_before_it_are_asked_in_order(
 )
 def test_the_error_says_what_the_mirror_did(server: Server, behaviour: str, reason: str) -> None:
     with pytest.raises(DownloadError) as caught:
-        download([server.mirror(behaviour)], "file.gz", MD5, timeout=0.4, deadline=0.6, max_bytes=5_000)
+        download([server.mirror(behaviour)], "file.gz", MD5, max_bytes=5_000)
     assert str(caught.value) == f"file.gz: 127.0.0.1:{server.server_port}: {reason}"
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "timeout", "deadline", "reason"),
+    [
+        ("silent", 0.3, 60, r"timed out|no answer within 0\.6 s"),  # whoever of the two threads sees it first
+        ("dripping", 60, 1, "not finished after 1 s"),
+        ("dripping_headers", 0.5, 60, "no answer within 1 s"),
+    ],
+)
+def test_a_slow_mirror_is_given_up(
+    server: Server, behaviour: str, timeout: float, deadline: float, reason: str
+) -> None:
+    with pytest.raises(DownloadError, match=f"^file.gz: 127.0.0.1:{server.server_port}: ({reason})$"):
+        download([server.mirror(behaviour)], "file.gz", MD5, timeout=timeout, deadline=deadline)
 
 
 def test_every_mirror_has_its_reason(server: Server) -> None:
@@ -294,7 +305,7 @@ def test_processes_that_start_at_once_download_once(
             text=True,
             cwd=Path(mnist.__file__).parents[2],
         )
-        for _ in range(3)
+        for _ in range(2)
     ]
     for process in processes:
         assert process.stdout is not None
@@ -306,4 +317,4 @@ def test_processes_that_start_at_once_download_once(
     answers = [json.loads(process.communicate(timeout=60)[0]) for process in processes]
     assert sorted(server.requests) == sorted(f"good/{name}" for name in server.files)
     assert len({checksum for _, checksum in answers}) == 1
-    assert sorted(reason.split()[0] for reason, _ in answers) == ["cached", "cached", "downloaded"]
+    assert sorted(reason.split()[0] for reason, _ in answers) == ["cached", "downloaded"]

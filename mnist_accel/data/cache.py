@@ -1,7 +1,8 @@
 """The cache of verified data sets: one safetensors file each, that several processes and runs share.
 
-A file gets its final name by an atomic rename, under a lock, after it is complete and on the disk. It is verified
-again on every load, damaged ones are replaced, and where nothing can be written the run goes on without a cache.
+A file gets its final name by an atomic rename, under a lock, after it is complete and on the disk. It is
+verified again on every load, damaged ones are replaced, and where nothing can be written the run goes on
+without a cache.
 """
 
 import os
@@ -33,7 +34,7 @@ class Loaded:
 
 
 def cache_folder() -> Path | None:
-    """`$XDG_CACHE_HOME/mnist_accel`, else `~/.cache/mnist_accel`; None where there is no home to put it in."""
+    """`$XDG_CACHE_HOME/mnist_accel`, else `~/.cache/mnist_accel`; None where there is no home for it."""
     cache_home = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(cache_home):  # the XDG specification: a relative path is to be ignored
         return Path(cache_home, "mnist_accel")
@@ -50,8 +51,8 @@ def load_or_make(
 ) -> Loaded:
     """The data set `name` from the cache, else from `make`, which returns tensors and their origin in words.
 
-    Of processes that start at once, one makes it and the others wait; they also share a DownloadError, instead of
-    waiting for dead mirrors one after the other.
+    Of processes that start at once, one makes it and the others wait; they also share a DownloadError,
+    instead of waiting for dead mirrors one after the other.
     """
     folder = cache_folder()
     if folder is None:

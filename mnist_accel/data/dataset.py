@@ -22,8 +22,8 @@ HOLD_OUT_SEED = 0
 class Dataset:
     """Verified images (uint8 [N, 28, 28]) and labels (int64 [N]) on the CPU.
 
-    `reason` says in one sentence why it is this data set and where it came from. `checksum` is the SHA-256 over the
-    SHA-256 of the four tensors' bytes; the ranks of a run compare it.
+    `reason` says in one sentence why it is this data set and where it came from. `checksum` is the SHA-256 over
+    the SHA-256 of the four tensors' bytes; the ranks of a run compare it.
     """
 
     name: str
@@ -40,7 +40,7 @@ def load_dataset(
 ) -> Dataset:
     """MNIST from `data_dir` (else $MNIST_ACCEL_DATA), from the cache or from `mirrors` (else torchvision's).
 
-    A folder that is named must hold intact files: it is never passed over. `dataset="synthetic"` looks at no folder.
+    A folder that is named must hold intact files: it is never passed over. "synthetic" looks at no folder.
     """
     if dataset not in CHOICES:
         raise UserError(f"dataset={dataset}: there is no such data set. Give one of {', '.join(CHOICES)}")
@@ -66,7 +66,7 @@ def load_dataset(
 
 
 def _load_synthetic(why: str) -> Dataset:
-    from mnist_accel.data import synthetic  # only here: the others need none of its code
+    from mnist_accel.data import synthetic  # only here: MNIST needs none of it
 
     def draw() -> tuple[dict[str, Tensor], str]:
         tensors = synthetic.draw_dataset(seed=0)
@@ -94,8 +94,8 @@ def hold_out(data: Dataset, count: int) -> Dataset:
     """The same data with `count` training images in the place of the test set, and the rest to train on.
 
     For choosing settings without a look at the test set. Which images: a random draw, not the last ones, because
-    neighbours in MNIST are by the same writers and labels may follow a pattern; and the same draw whatever the run's
-    seed, so that all runs are scored on the same images.
+    neighbours in MNIST are by the same writers and labels may follow a pattern; and the same draw whatever the
+    run's seed, so that all runs are scored on the same images.
     """
     available = len(data.train_labels)
     if not 0 < count < available:

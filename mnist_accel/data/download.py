@@ -39,6 +39,8 @@ def download(
         try:
             content = _fetch(f"{mirror.rstrip('/')}/{name}", timeout, deadline, max_bytes)
         except (OSError, HTTPException, ValueError) as error:
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()  # it holds the connection
             reasons.append(f"{host(mirror)}: {one_line(error)}")
             continue
         if hashlib.md5(content, usedforsecurity=False).hexdigest() == md5:
@@ -63,11 +65,11 @@ def _fetch(url: str, timeout: float, deadline: float, max_bytes: int) -> bytes:
     """
     answered = threading.Event()
     outcome: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
-    end = time.monotonic() + deadline
+    start = time.monotonic()
 
     def work() -> None:
         try:
-            outcome.put(_transfer(url, timeout, end, max_bytes, answered))
+            outcome.put(_transfer(url, timeout, deadline, max_bytes, answered))
         except Exception as error:
             outcome.put(error)
         answered.set()
@@ -76,7 +78,7 @@ def _fetch(url: str, timeout: float, deadline: float, max_bytes: int) -> bytes:
     if not answered.wait(min(2 * timeout, deadline)):
         raise TimeoutError(f"no answer within {min(2 * timeout, deadline):g} s")
     try:
-        result = outcome.get(timeout=max(0.0, end - time.monotonic()))
+        result = outcome.get(timeout=max(0.0, start + deadline - time.monotonic()))
     except queue.Empty:
         raise TimeoutError(f"not finished after {deadline:g} s") from None
     if isinstance(result, Exception):
@@ -84,7 +86,8 @@ def _fetch(url: str, timeout: float, deadline: float, max_bytes: int) -> bytes:
     return result
 
 
-def _transfer(url: str, timeout: float, end: float, max_bytes: int, answered: threading.Event) -> bytes:
+def _transfer(url: str, timeout: float, deadline: float, max_bytes: int, answered: threading.Event) -> bytes:
+    end = time.monotonic() + deadline
     request = urllib.request.Request(url, headers={"User-Agent": "mnist_accel"})
     content = bytearray()
     with _http_opener().open(request, timeout=timeout) as response:
@@ -96,7 +99,7 @@ def _transfer(url: str, timeout: float, end: float, max_bytes: int, answered: th
             if len(content) > max_bytes:
                 raise ValueError(f"sends more than {max_bytes:,} bytes")
             if time.monotonic() > end:
-                raise TimeoutError("not finished in time")
+                raise TimeoutError(f"not finished after {deadline:g} s")
     if promised is not None and len(content) != int(promised):
         raise ValueError(f"broke off after {len(content):,} of {int(promised):,} bytes")
     return bytes(content)

@@ -148,6 +148,8 @@ def read_folder(folder: str, given_as: str, files: Sequence[IdxFile] = FILES) ->
         try:
             with _open_unpacked(path) as stream:
                 tensors[file.key] = read_idx(stream, file)
+        except PermissionError as error:
+            raise UserError(f"{given_as}: {path} may not be read. Give this user the right to read it") from error
         except (ValueError, OSError, EOFError, zlib.error) as error:
             spare = path.with_name(f"{path.name}.gz")
             remedy = f"Delete it to use {spare.name}" if spare.is_file() else "Replace it with the original file"

@@ -9,17 +9,18 @@ through them; bend, stretch, slant and turn it; fit it into the box; ink every p
 curve. All of it is vectorised over a chunk of images, which are the last dimension.
 
 The same seed gives the same bytes on any machine. All chance comes from plain uniform draws of PCG64, one
-generator for each chunk. What follows is elementwise + - * / sqrt min max, one operation at a time, which IEEE
-754 defines to the last bit: no sin or exp, no matrix product, no sum of floats. It runs on one thread, in NumPy:
-two threads brought nothing here, and torch, which splits each small operation over its threads and waits for the
-slowest, once took 69 s in place of 2.4 beside another busy process.
+generator for each chunk. What follows is + - * / sqrt min max, one operation at a time, which IEEE 754 defines
+to the last bit: no sin or exp, no matrix product, no sum of floats in an unknown order. (Checked with NumPy
+1.26 and 2.4, with and without its SIMD code.) It runs on one thread, in NumPy: two threads brought nothing here,
+and torch, which splits each small operation over its threads and waits for the slowest, once took 69 s in place
+of 2.4 beside another busy process.
 
-Measured on two virtual CPU cores: all 70,000 images in @DRAW@, by
+Measured on two virtual CPU cores: all 70,000 images in 2.6 s, by
     python -m timeit -n 1 -s "from mnist_accel.data.synthetic import draw_dataset" "draw_dataset()"
-A net of 13,114 parameters (5x5 stride-2 stem of 16, 3x3 of 32, batch norm, pool, one linear layer), trained for
-one epoch on the 60,000 (batch 128, AdamW 0.01 in one cycle, label smoothing 0.1), last epoch, mean of @N@ seeds:
-@ACC@
-The templates and the numbers below were chosen by hand and eye, beside MNIST's train images; none was fitted.
+A net of 13,114 parameters (5x5 stride-2 stem of 16, 3x3 of 32, batch norm, pool, one linear layer), trained
+on the 60,000 for one epoch (batch 128, AdamW 0.01 in one cycle, label smoothing 0.1), mean of 3 seeds:
+98.6 % on the 10,000 test images, and 96.1 % on MNIST's (95.9 to 96.3), which it has never seen.
+The templates and the numbers below were chosen by hand and eye, beside images of MNIST; none was fitted.
 """
 
 import math
@@ -37,7 +38,7 @@ SYNTHETIC_VERSION = 1
 
 SIDE = 28  # pixels, as MNIST
 BOX = 20.0  # pixels, the longer side of a digit, as MNIST
-MAX_SHIFT = 3  # pixels; the margin is 4, so centring pushes no digit off the image
+MAX_SHIFT = 3  # pixels; the margin is 4, so centring cuts off no digit. It leaves 2 % of them off centre
 
 # How digits vary. Lengths are in template units, where the grid runs from -1 to 1. Much more of any of these
 # makes digits that nobody could read.
@@ -55,7 +56,8 @@ CHUNK = 128  # images drawn at once: two float buffers of 28 x 28 x CHUNK fit in
 POINTS = 64  # along the strokes, mostly less than a pixel apart, so that the thinnest pen leaves no dots
 
 # What can be drawn: (how common, strokes). A knot is two digits, column then row, on a grid of 10 x 10 with
-# 00 at the top left. A stroke runs smoothly through its knots, a knot given twice is a corner, a slash lifts the pen.
+# 00 at the top left. A stroke runs smoothly through its knots, a knot given twice is a corner, a slash lifts
+# the pen.
 TEMPLATES: dict[int, list[tuple[int, str]]] = {
     0: [
         (4, "50 22 05 27 59 87 95 72 40"),  # round
@@ -173,6 +175,7 @@ def _trace(
 ) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
     """POINTS points, evenly along all strokes, each as (four knots, their Catmull-Rom weights)."""
     segments = []
+    total = 0.0  # not by sum(), which rounds in another way since Python 3.12
     for stroke in strokes:
         padded = [stroke[0], *stroke, stroke[-1]]
         for four in zip(padded, padded[1:], padded[2:], padded[3:], strict=False):
@@ -180,7 +183,7 @@ def _trace(
             length = math.sqrt((x2 - x1) * (x2 - x1) + (y2 - y1) * (y2 - y1))
             if length > 0:
                 segments.append((four, length))
-    total = sum(length for _, length in segments)
+                total += length
     points: list[tuple[tuple[int, ...], tuple[float, ...]]] = []
     start, at = 0.0, 0
     for number in range(POINTS):
