@@ -21,7 +21,7 @@ def main() -> int:
         run.check(request)
         return runtime.spawn(request.options.processes, __file__, sys.argv[1:])
     shown = report.RunReport(report.make_console())
-    watcher = run.Watcher(shown.on_start, shown.on_step, shown.on_epoch, shown.on_end)
+    watcher = run.Watcher(shown.on_start, shown.on_step, shown.on_epoch, shown.on_problem, shown.on_end)
     try:
         _, folder = run.run(request, watcher, STARTED)
     finally:

@@ -1,6 +1,8 @@
 """Documented beside this run: what a published figure says of a result, and when the two cannot be compared."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from statistics import mean
 
 from mnist_accel.recipe import Claim, Recipe
 from mnist_accel.results import ClaimResult, RunResult
@@ -18,6 +20,19 @@ def judge(claim: Claim, result: RunResult, comparable: bool) -> ClaimResult:
     if measured is None or not (comparable or claim.metric == "parameters"):
         return ClaimResult(claim.label, claim.documented, measured, None)
     return ClaimResult(claim.label, claim.documented, measured, holds(measured, claim))
+
+
+def judged_on_average(results: Sequence[RunResult], recipe: Recipe) -> list[ClaimResult]:
+    """Every claim beside the mean of several runs: one lucky seed meets nothing."""
+    claims = []
+    for index, claim in enumerate(recipe.claims):
+        seen = [result.claims[index] for result in results]
+        measured = [one.measured for one in seen if one.measured is not None]
+        average = mean(measured) if measured else None
+        comparable = average is not None and all(one.met is not None for one in seen)
+        met = holds(average, claim) if comparable and average is not None else None
+        claims.append(ClaimResult(claim.label, claim.documented, average, met))
+    return claims
 
 
 def measure(claim: Claim, result: RunResult) -> float | None:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -174,14 +173,13 @@ class RunReport:
             self.progress.stop()
             self.progress = None
 
-    def on_end(self, result: RunResult, problems: list[str]) -> None:
+    def on_problem(self, problem: str) -> None:
+        """At once, not at the end: a long run leaves time to make room."""
+        self.console.print(Text(f"warning: {problem}; training goes on", style="yellow"))
+
+    def on_end(self, result: RunResult) -> None:
         self.stop()
-        table = simple_table("", "documented", "this run", "")
-        for claim in result.claims:
-            table.add_row(claim.name, claim.documented, show_measured(claim), VERDICTS[claim.met])
-        self.console.print()
-        if result.claims:
-            self.console.print(table)
+        show_claims(self.console, result.claims)
         if result.claims and all(claim.met is None for claim in result.claims if claim.name != "parameters"):
             self.console.print(f"\n{why_not_compared(result)}", style="dim")
         rows = [("accuracy", f"{result.accuracy:.2f} % ({result.correct:,} of {result.total:,})")]
@@ -197,8 +195,16 @@ class RunReport:
         rows.append(("time", f"{times}, all in all {result.total_seconds:.2f} s"))
         self.console.print()
         facts(self.console, rows)
-        for problem in problems:
-            self.console.print(Padding(Text(f"warning: {problem}", style="yellow"), 0))
+
+
+def show_claims(console: Console, claims: Sequence[ClaimResult]) -> None:
+    if not claims:
+        return
+    table = simple_table("", "documented", "this run", "")
+    for claim in claims:
+        table.add_row(claim.name, claim.documented, show_measured(claim), VERDICTS[claim.met])
+    console.print()
+    console.print(table)
 
 
 def where_images_are(start: Start) -> str:

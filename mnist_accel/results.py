@@ -1,9 +1,10 @@
 """What a run leaves behind: numbers with names, and the folder they stand in."""
 
 import json
+import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,7 @@ class RunFolder:
         self.path = path
         self.asked = f"out={typed}" if typed else str(path)
         self.problems: list[str] = []
+        self.tell: Callable[[str], None] = lambda problem: None
 
     def check(self) -> None:
         """A folder that must not be used is the user's mistake, told before anything is started or written."""
@@ -143,12 +145,12 @@ class RunFolder:
             (self.path / stale).unlink(missing_ok=True)
 
     def write_json(self, name: str, value: object) -> None:
-        self._write(name, (json.dumps(value, indent=2, allow_nan=False, default=str) + "\n").encode())
+        self._write(name, (json.dumps(finite(value), indent=2, allow_nan=False) + "\n").encode())
 
     def append_history(self, stats: EpochStats) -> None:
         try:
             with (self.path / "history.jsonl").open("a") as file:
-                file.write(json.dumps(asdict(stats)) + "\n")
+                file.write(json.dumps(finite(asdict(stats)), allow_nan=False) + "\n")
         except OSError as error:
             self._failed("history.jsonl", error)
 
@@ -173,6 +175,16 @@ class RunFolder:
         problem = f"{self.path / name} could not be written: {error.strerror}"
         if problem not in self.problems:
             self.problems.append(problem)
+            self.tell(problem)
+
+
+def finite(value: Any) -> Any:
+    """``value`` with None for the numbers that JSON does not know: a diverged net may have an infinite test loss."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 OUR_FILES = {"recipe.json", "history.jsonl", "result.json", "model.safetensors"}

@@ -57,7 +57,8 @@ class Watcher:
     on_start: Callable[[Start], None] = lambda start: None
     on_step: Callable[[StepInfo], None] = lambda info: None
     on_epoch: Callable[[EpochStats], None] = lambda stats: None
-    on_end: Callable[[RunResult, list[str]], None] = lambda result, problems: None
+    on_problem: Callable[[str], None] = lambda problem: None
+    on_end: Callable[[RunResult], None] = lambda result: None
 
 
 @dataclass
@@ -85,6 +86,7 @@ def run(request: Request, watcher: Watcher, started: float) -> tuple[RunResult, 
         data = hold_out(data, recipe.validation)
     main = runtime.accelerator.is_main_process
     if main:
+        folder.tell = watcher.on_problem
         folder.open()
         folder.write_json("recipe.json", {"recipe": asdict(recipe), "options": asdict(options)})
     runtime.accelerator.wait_for_everyone()
@@ -112,7 +114,7 @@ def run(request: Request, watcher: Watcher, started: float) -> tuple[RunResult, 
     if main:
         folder.write_json("result.json", asdict(result))
         if progress.error is None:
-            watcher.on_end(result, folder.problems)
+            watcher.on_end(result)
     if progress.error is not None:
         raise TrainingFailed(progress.error)
     return result, folder

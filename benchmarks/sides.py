@@ -1,0 +1,179 @@
+"""One measurement of each side: ours, the stock script, its DataLoader, the bare loop.
+
+Reading files, building networks and evaluation are outside every clock; shuffling, drawing the augmentation
+and starting the DataLoader's workers are inside.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
+from math import ceil
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+
+from benchmarks import bare_loop
+from benchmarks.stock_networks import STOCK_NETWORKS
+from mnist_accel.data import mnist
+from mnist_accel.data.augment import draw_warps
+from mnist_accel.data.batches import Augmentation, ImageStore, TrainBatches
+from mnist_accel.data.dataset import Dataset
+from mnist_accel.data.torchvision_import import import_torchvision
+from mnist_accel.engine import synchronised_clock
+from mnist_accel.errors import UserError
+from mnist_accel.objective import build_objective
+from mnist_accel.optim import build_optimizer, lr_factor
+from mnist_accel.recipe import Recipe, RunOptions
+from mnist_accel.results import RunFolder
+from mnist_accel.run import Progress, Watcher, fit, new_model
+from mnist_accel.runtime import Runtime
+
+SHORTEST_PASS_SECONDS = 0.2
+
+
+def our_speed(recipe: Recipe, runtime: Runtime, data: Dataset) -> float:
+    """Images a second of whole epochs."""
+    batches = TrainBatches(
+        ImageStore(data.train_images, data.train_labels, runtime.device),
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        mean=recipe.mean,
+        std=recipe.std,
+        augmentation=Augmentation(**augmentation_of(recipe)),
+    )
+    epochs, seconds = 0, 0.0
+    started = synchronised_clock(runtime.device)
+    # An epoch without augmentation lasts a few hundredths of a second: too little to go by.
+    while seconds < SHORTEST_PASS_SECONDS:
+        for _ in batches.epoch(epochs):
+            pass
+        epochs += 1
+        seconds = synchronised_clock(runtime.device) - started
+    return epochs * len(batches.store) / seconds
+
+
+def stock_speed(runtime: Runtime, batches: Any, num_batches: int) -> float:
+    """Images a second of a DataLoader's first batches."""
+    images = 0
+    started = synchronised_clock(runtime.device)
+    for batch, labels in islice(batches, num_batches):
+        batch, labels = batch.to(runtime.device), labels.to(runtime.device)
+        images += len(labels)
+    return images / (synchronised_clock(runtime.device) - started)
+
+
+def our_seconds(recipe: Recipe, runtime: Runtime, data: Dataset) -> float:
+    """The ``train_seconds`` of one epoch, as ``launch.py`` would report them."""
+    progress = Progress()
+    with tempfile.TemporaryDirectory(prefix="mnist_accel-") as folder:
+        fit(
+            replace(recipe, epochs=1),
+            RunOptions(),
+            (),
+            runtime,
+            data,
+            new_model(recipe, runtime),
+            RunFolder(Path(folder)),
+            Watcher(),
+            progress,
+        )
+    runtime.accelerator.free_memory()
+    return progress.history[-1].train_seconds
+
+
+def stock_seconds(recipe: Recipe, runtime: Runtime, batches: Any, steps: int) -> float:
+    """The first ``steps`` of the stock script's epoch; 0 for all."""
+    stock = import_stock()
+    model = STOCK_NETWORKS[recipe.model]().to(runtime.device)
+    optimizer = stock.make_optimizer(recipe.optimizer, model.parameters(), **optimizer_settings(recipe))
+    loss_function = stock.make_loss(recipe.loss, recipe.positive_class)
+    started = synchronised_clock(runtime.device)
+    stock.train_epoch(model, islice(batches, steps or None), optimizer, loss_function, runtime.device)
+    return synchronised_clock(runtime.device) - started
+
+
+def bare_seconds(recipe: Recipe, runtime: Runtime, data: Dataset) -> float:
+    """One epoch of the bare loop over the same images as `our_seconds`."""
+    model = new_model(recipe, runtime)
+    images, labels = data.train_images.to(runtime.device), data.train_labels.to(runtime.device)
+    optimizer = build_optimizer(recipe.optimizer, model.parameters(), **optimizer_settings(recipe))
+    objective = build_objective(recipe.loss, recipe.label_smoothing, recipe.positive_class)
+    steps = ceil(len(labels) / recipe.batch_size)
+
+    def lr_at(step: int) -> float:
+        # Of one epoch, so "step" has not dropped yet.
+        return recipe.lr * lr_factor(recipe.schedule, step, steps, warmup=recipe.warmup, steps_per_drop=steps)
+
+    def loss_function(logits: Tensor, targets: Tensor) -> Tensor:
+        return objective.loss_sum(logits, targets) / len(targets)
+
+    started = synchronised_clock(runtime.device)
+    warps = draw_warps(len(labels), recipe.seed, **augmentation_of(recipe))
+    bare_loop.train_epoch(
+        model,
+        optimizer,
+        loss_function,
+        images,
+        labels,
+        batch_size=recipe.batch_size,
+        mean=recipe.mean,
+        std=recipe.std,
+        lr_at=lr_at,
+        warps=None if warps is None else warps.to(runtime.device),
+    )
+    return synchronised_clock(runtime.device) - started
+
+
+def beginning(recipe: Recipe, data: Dataset, steps: int) -> Dataset:
+    """Images for ``steps`` steps (0: all of them), and few to score: evaluation is outside the clock."""
+    images = steps * recipe.batch_size or None
+    return replace(
+        data,
+        train_images=data.train_images[:images],
+        train_labels=data.train_labels[:images],
+        test_images=data.test_images[:500],
+        test_labels=data.test_labels[:500],
+    )
+
+
+def augmentation_of(recipe: Recipe) -> dict[str, float]:
+    return {name: getattr(recipe, name) for name in ("rotation", "translation", "scale", "shear")}
+
+
+def optimizer_settings(recipe: Recipe) -> dict[str, Any]:
+    return {name: getattr(recipe, name) for name in ("lr", "momentum", "nesterov", "weight_decay")}
+
+
+def stock_loader(folder: str, recipe: Recipe, workers: int) -> Any:
+    return import_stock().make_loader(
+        folder, recipe.batch_size, workers, mean=recipe.mean, std=recipe.std, **augmentation_of(recipe)
+    )
+
+
+def import_stock() -> ModuleType:
+    """Here, not above: the engine's benchmark needs no torchvision."""
+    try:
+        import_torchvision()
+    except ImportError:
+        raise UserError("torchvision: the stock script needs it. Type pip install torchvision") from None
+    from benchmarks import stock
+
+    return stock
+
+
+@contextmanager
+def stock_folder(data: Dataset) -> Iterator[str]:
+    """The data set as torchvision wants it: unpacked. The user's own folder may hold .gz and be read-only."""
+    with tempfile.TemporaryDirectory(prefix="mnist_accel-") as folder:
+        raw = Path(folder, "MNIST", "raw")
+        raw.mkdir(parents=True)
+        for file in mnist.FILES:
+            tensor: Tensor = getattr(data, file.key)
+            with open(raw / file.name, "wb") as stream:
+                stream.write(mnist.idx_header(tensor.shape))
+                stream.write(tensor.byte().numpy().tobytes())
+        yield folder

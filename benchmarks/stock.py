@@ -1,0 +1,141 @@
+"""The stock training script: torchvision's data set, per-image transforms, a DataLoader and a plain loop.
+
+    python benchmarks/stock.py onepoch DATA_FOLDER [WORKERS]
+
+trains one epoch of a recipe's network with its optimizer, batch size and augmentation, at a constant learning
+rate, and prints the seconds. DATA_FOLDER holds MNIST/raw with the files unpacked. Where torchvision was built for
+another torch this script fails; ``python -m mnist_accel bench`` times the same functions and gets around that.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision import datasets, transforms
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def make_loader(
+    folder: str | Path,
+    batch_size: int,
+    num_workers: int = 0,
+    *,
+    mean: float = 0.1307,
+    std: float = 0.3081,
+    rotation: float = 0.0,
+    translation: float = 0.0,
+    scale: float = 0.0,
+    shear: float = 0.0,
+) -> DataLoader[tuple[Tensor, Tensor]]:
+    steps: list[object] = []
+    if rotation:
+        steps.append(transforms.RandomRotation(rotation))
+    if translation or scale or shear:
+        steps.append(
+            transforms.RandomAffine(
+                0,
+                translate=(translation, translation) if translation else None,
+                scale=(1 - scale, 1 + scale) if scale else None,
+                shear=shear or None,
+            )
+        )
+    steps += [transforms.ToTensor(), transforms.Normalize((mean,), (std,))]
+    train_set = datasets.MNIST(folder, train=True, transform=transforms.Compose(steps))
+    return DataLoader(train_set, batch_size=batch_size, shuffle=True, num_workers=num_workers)
+
+
+def make_loss(loss: str, positive_class: int) -> Loss:
+    if loss == "binary":
+        return lambda output, target: F.binary_cross_entropy_with_logits(
+            output.squeeze(1), (target == positive_class).float()
+        )
+    return nn.CrossEntropyLoss()
+
+
+def make_optimizer(
+    name: str,
+    parameters: Iterable[nn.Parameter],
+    *,
+    lr: float,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+) -> torch.optim.Optimizer:
+    if name == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            lr=lr,
+            momentum=momentum,
+            nesterov=nesterov,
+            weight_decay=weight_decay,
+        )
+    optimizers = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    return optimizers[name](parameters, lr=lr, weight_decay=weight_decay)
+
+
+def train_epoch(
+    model: nn.Module,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    loss_function: Loss,
+    device: torch.device,
+) -> float:
+    """One pass over the loader; the mean loss of its batches."""
+    model.train()
+    running_loss = 0.0
+    num_batches = 0
+    for data, target in loader:
+        data, target = data.to(device), target.to(device)
+        optimizer.zero_grad()
+        output = model(data)
+        loss = loss_function(output, target)
+        loss.backward()
+        optimizer.step()
+        running_loss += loss.item()
+        num_batches += 1
+    return running_loss / num_batches
+
+
+def main() -> None:
+    import recipes
+    from benchmarks.stock_networks import STOCK_NETWORKS
+
+    if len(sys.argv) not in (3, 4) or sys.argv[1] not in recipes.names():
+        sys.exit(f"usage: python benchmarks/stock.py {'|'.join(recipes.names())} DATA_FOLDER [WORKERS]")
+    recipe = recipes.load(sys.argv[1])
+    workers = int(sys.argv[3]) if len(sys.argv) == 4 else 0
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    loader = make_loader(
+        sys.argv[2],
+        recipe.batch_size,
+        workers,
+        mean=recipe.mean,
+        std=recipe.std,
+        rotation=recipe.rotation,
+        translation=recipe.translation,
+        scale=recipe.scale,
+        shear=recipe.shear,
+    )
+    model = STOCK_NETWORKS[recipe.model]().to(device)
+    optimizer = make_optimizer(
+        recipe.optimizer,
+        model.parameters(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+    )
+    started = time.perf_counter()
+    loss = train_epoch(model, loader, optimizer, make_loss(recipe.loss, recipe.positive_class), device)
+    print(f"{time.perf_counter() - started:.2f} s, mean loss {loss:.4f}")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where recipes and benchmarks are
+    main()
