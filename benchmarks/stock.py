@@ -3,8 +3,8 @@
     python benchmarks/stock.py onepoch DATA_FOLDER [WORKERS]
 
 trains one epoch of a recipe's network with its optimizer, batch size and augmentation, at a constant learning
-rate, and prints the seconds. DATA_FOLDER holds MNIST/raw with the files unpacked. Where torchvision was built for
-another torch this script fails; ``python -m mnist_accel bench`` times the same functions and gets around that.
+rate, and prints the seconds. DATA_FOLDER holds MNIST/raw with the files unpacked. Where torchvision was built
+for another torch this script fails; ``python -m mnist_accel bench`` times the same functions and does not.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""The benchmarks: stock networks equal ours, every subject runs, and a mistake costs one line. Nothing here is timed."""
+"""The benchmarks: stock networks equal ours, every subject runs, a mistake costs a line. No speed is asserted."""
 
 import json
 import os
@@ -43,7 +43,10 @@ def data() -> Dataset:
 
 
 def with_equal_weights(name: str) -> tuple[nn.Module, nn.Module]:
-    """Ours and the documented order, with the same weights, and statistics that batch norm has to use."""
+    """Ours and the documented order, with the same weights, and statistics that batch norm has to use.
+
+    In double precision: in single, rounding turns a few ReLUs and maxima the other way.
+    """
     torch.manual_seed(0)
     ours, stock = MODELS[name](0.0), STOCK_NETWORKS[name]()
     for module in stock.modules():
@@ -56,7 +59,7 @@ def with_equal_weights(name: str) -> tuple[nn.Module, nn.Module]:
         for mine, theirs in zip(tensors_of(ours), tensors_of(stock), strict=True):
             assert mine.shape == theirs.shape
             theirs.copy_(mine)
-    return ours.to(memory_format=torch.channels_last), stock
+    return ours.double(), stock.double()
 
 
 def tensors_of(model: nn.Module) -> list[Tensor]:
@@ -78,21 +81,19 @@ def test_stock_network_has_the_documented_number_of_parameters(name: str) -> Non
 @pytest.mark.parametrize("name", MODELS)
 def test_our_order_of_layers_gives_the_documented_outputs_and_gradients(name: str) -> None:
     ours, stock = with_equal_weights(name)
-    images = torch.randn(32, 1, 28, 28)
-    torch.testing.assert_close(ours.eval()(images), stock.eval()(images), rtol=1e-4, atol=1e-5)
+    images = torch.randn(32, 1, 28, 28, dtype=torch.float64)
+    torch.testing.assert_close(ours.eval()(images), stock.eval()(images))
 
     mine, theirs = ours.train()(images), stock.train()(images)
-    torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(mine, theirs)
     pull = torch.randn_like(theirs)
     (mine * pull).sum().backward()
     (theirs * pull).sum().backward()
-    for (key, ours_of_it), stocks in zip(ours.named_parameters(), stock.parameters(), strict=True):
-        assert ours_of_it.grad is not None and stocks.grad is not None
-        # The largest gradient sets the scale: a bias before batch norm has none but rounding.
-        scale = max(p.grad.abs().max().item() for p in stock.parameters() if p.grad is not None)
-        assert (ours_of_it.grad - stocks.grad).abs().max().item() < 1e-4 * scale, key
+    for mine, theirs in zip(ours.parameters(), stock.parameters(), strict=True):
+        # A bias before batch norm has no gradient but rounding.
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-7, atol=1e-10)
     for mine, theirs in zip(ours.buffers(), stock.buffers(), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(mine, theirs)
 
 
 @pytest.mark.parametrize("name", recipes.names())
@@ -104,7 +105,7 @@ def test_engine_and_bare_loop_run_every_recipe(name: str, runtime: Runtime, data
     assert comparison.ratios == [a / b for a, b in zip(ours, bare, strict=True)]
 
 
-def test_loader_compares_both_augmentations_with_the_faster_dataloader(runtime: Runtime, data: Dataset) -> None:
+def test_loader_compares_with_the_faster_dataloader(runtime: Runtime, data: Dataset) -> None:
     recipe = recipes.load("onepoch")
     plain, warped = compare.loader(recipe, runtime, data, pairs=1, images=128, say=lambda line: None)
     assert plain.target == 100 and warped.target == 20
@@ -137,13 +138,14 @@ def test_epoch_gives_the_stock_script_its_faster_number_of_workers(runtime: Runt
 
 def test_bench_prints_a_table_and_writes_its_figures(tmp_path: Path) -> None:
     figures = tmp_path / "bench.json"
-    words = "subject=epoch recipe=efficient25k dataset=synthetic steps=2 pairs=2 workers=0 threads=1 device=cpu"
-    done = run_in_project("bench", *words.split(), f"json={figures}", cache=tmp_path)
+    words = "subject=epoch recipe=efficient25k dataset=synthetic steps=2 pairs=2 workers=0 threads=1"
+    done = run_in_project("bench", *words.split(), "device=cpu", f"json={figures}", cache=tmp_path)
     assert done.returncode == 0, done.stderr
     content = json.loads(figures.read_text())
     (comparison,) = content["comparisons"]
     assert content["machine"]["threads"] == 1 and content["dataset"] == "synthetic"
-    assert comparison["sides"].keys() == {"ours", "stock script, 0 workers"} and len(comparison["ratios"]) == 2
+    assert comparison["sides"].keys() == {"ours", "stock script, 0 workers"}
+    assert len(comparison["ratios"]) == 2
     for expected in ("first 2 of an epoch's 469 steps", "stock script / ours", f"torch {torch.__version__}"):
         assert expected in done.stdout
 
@@ -195,7 +197,7 @@ def test_verbs_are_found_by_listing_the_folder(
         assert commands.summary(name) and f"{name} " in shown
 
     monkeypatch.setattr(sys, "argv", ["mnist_accel", "bnch"])
-    with pytest.raises(UserError, match="bnch: no such verb. Did you mean bench"):
+    with pytest.raises(UserError, match="bnch: no such verb"):
         verbs.main()
 
 

@@ -40,7 +40,8 @@ def read_options(argv: Sequence[str], owner: type) -> Any:
     values = {name: read_value(name, text, keys) for name, text in words.items()}
     for name in required_keys(owner):
         if name not in values:
-            raise UserError(f"{name}: not given. Type {name}= with one of {keys[name].kind.replace('|', ', ')}")
+            choices = keys[name].kind.replace("|", ", ")
+            raise UserError(f"{name}: not given. Type {name}= with one of {choices}")
     options = owner(**values)
     for name, needs in ((name, keys[name].needs) for name in words):
         if needs and (actual := getattr(options, needs.key)) not in needs.values:
