@@ -6,7 +6,7 @@ Imports neither torch nor a data set: the answer to a typing mistake comes at on
 import difflib
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NoReturn
 
@@ -38,10 +38,11 @@ def parse(argv: Sequence[str], recipe_names: Sequence[str], load: Callable[[str]
     if "recipe" not in words and asks_help:
         return Request(None, RunOptions(), help=True, command=tuple(argv))
     base = load(choose_recipe(words, recipe_names))
-    values = {name: read_value(name, value, base) for name, value in words.items() if name != "recipe"}
+    keys = all_keys()
+    values = {name: read_value(name, text, keys, vars(base)) for name, text in words.items() if name != "recipe"}
     recipe = apply(base, values, Recipe)
     options = apply(RunOptions(), values, RunOptions)
-    refuse_ignored(words, recipe, options)
+    refuse_ignored(words, keys, vars(recipe) | vars(options))
     check_together(recipe, options)
     changed = tuple(name for name in keys_of(Recipe) if getattr(recipe, name) != getattr(base, name))
     return Request(recipe, options, asks_help, command=tuple(argv), changed=changed)
@@ -95,22 +96,22 @@ def choose_recipe(words: dict[str, str], recipe_names: Sequence[str]) -> str:
     return name
 
 
-def read_value(name: str, text: str, base: Recipe) -> Any:
-    keys = all_keys()
+def read_value(name: str, text: str, keys: Mapping[str, Key], defaults: Mapping[str, Any]) -> Any:
+    """``text`` as the key's type, within its bounds; ``defaults`` serve as examples of what would do."""
     if name not in keys:
         closest = nearest(name, keys)
-        raise UserError(
-            f"{name}={text}: no such key. "
-            + (f"Did you mean {closest}={text}?" if closest else "python launch.py --help lists the keys")
-        )
+        hint = f"Did you mean {closest}={text}?" if closest else "--help lists the keys"
+        raise UserError(f"{name}={text}: no such key. {hint}")
     key = keys[name]
+    default = defaults.get(name, key.default)
+    remedy = f"{name} is {key.description}" if default is None else f"For example {name}={spell(default)}"
     try:
         # pydantic would read on, yes and 1 as true as well
         if key.kind == "true|false" and text not in ("true", "false"):
-            raise UserError(f"{name}={text}: must be true or false. For example {name}=true")
+            raise UserError(f"{name}={text}: must be true or false. {remedy}")
         return key.adapter.validate_python(text)
     except ValidationError as error:
-        raise UserError(f"{name}={text}: {explain(error)}. {example(key, base)}") from None
+        raise UserError(f"{name}={text}: {explain(error)}. {remedy}") from None
 
 
 def explain(error: ValidationError) -> str:
@@ -122,11 +123,6 @@ def explain(error: ValidationError) -> str:
     return said.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
 
 
-def example(key: Key, base: Recipe) -> str:
-    default = getattr(base if key.owner is Recipe else RunOptions(), key.name)
-    return f"For example {key.name}={spell(default)}" if default is not None else f"{key.name} is {key.description}"
-
-
 def spell(value: Any) -> str:
     """A value as the user would type it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
@@ -136,16 +132,15 @@ def apply(base: Any, values: dict[str, Any], owner: type) -> Any:
     return replace(base, **{field.name: values[field.name] for field in fields(owner) if field.name in values})
 
 
-def refuse_ignored(words: dict[str, str], recipe: Recipe, options: RunOptions) -> None:
+def refuse_ignored(words: Mapping[str, str], keys: Mapping[str, Key], values: Mapping[str, Any]) -> None:
     """A key that the run would not look at is a misunderstanding; swallowing it would hide that."""
-    for name, key in all_keys().items():
+    for name, key in keys.items():
         if name not in words or key.needs is None:
             continue
-        owner = options if hasattr(options, key.needs.key) else recipe
-        actual = getattr(owner, key.needs.key)
+        actual = values[key.needs.key]
         if actual not in key.needs.values:
             remedy = f"Leave {name} out"
-            if key.needs.key in all_keys():
+            if key.needs.key in keys:
                 remedy += f", or type {key.needs.key}={key.needs.values[0]}"
             raise UserError(f"{name}={words[name]}: has no effect with {key.needs.key}={actual}. {remedy}")
 

@@ -5,16 +5,16 @@ A new file is a new verb. Their keys are the fields of a frozen pydantic datacla
 
 import ast
 import importlib
+import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from mnist_accel.cli import explain, nearest, split_words
+from mnist_accel.cli import read_value, refuse_ignored, split_words
 from mnist_accel.errors import UserError
-from mnist_accel.recipe import Key, keys_of
+from mnist_accel.recipe import keys_of
 
 FOLDER = Path(__file__).parent
 
@@ -37,38 +37,29 @@ def read_options(argv: Sequence[str], owner: type) -> Any:
     """``key=value`` words → the dataclass of a verb's keys; every mistake is a UserError of one line."""
     keys = keys_of(owner)
     words = split_words(argv)
-    values = {name: read_value(name, text, keys) for name, text in words.items()}
-    for name in required_keys(owner):
-        if name not in values:
-            choices = keys[name].kind.replace("|", ", ")
-            raise UserError(f"{name}: not given. Type {name}= with one of {choices}")
+    values = {name: read_value(name, text, keys, {}) for name, text in words.items()}
+    for field in fields(owner):
+        if field.default is MISSING and field.name not in values:
+            kind = keys[field.name].kind.replace("|", " or ")
+            raise UserError(f"{field.name}: not given. Type {field.name}= and {kind}")
     options = owner(**values)
-    for name, needs in ((name, keys[name].needs) for name in words):
-        if needs and (actual := getattr(options, needs.key)) not in needs.values:
-            raise UserError(
-                f"{name}={words[name]}: has no effect with {needs.key}={actual}. "
-                f"Leave {name} out, or type {needs.key}={needs.values[0]}"
-            )
+    refuse_ignored(words, keys, vars(options))
     return options
 
 
-def required_keys(owner: type) -> list[str]:
-    return [field.name for field in fields(owner) if field.default is MISSING]
+def refuse_unwritable(path: str | None) -> None:
+    """Before minutes of measuring, not after them."""
+    if path is None:
+        return
+    target = Path(path).expanduser()
+    if target.is_dir() or not os.access(target if target.exists() else target.parent, os.W_OK):
+        raise UserError(f"json={path}: cannot be written. Name a file in a folder that is there")
 
 
-def read_value(name: str, text: str, keys: dict[str, Key]) -> Any:
-    if name not in keys:
-        closest = nearest(name, keys)
-        raise UserError(
-            f"{name}={text}: no such key. "
-            + (f"Did you mean {closest}={text}?" if closest else f"Keys are {', '.join(keys)}")
-        )
-    key = keys[name]
+def write_json(path: str | None, content: Any) -> None:
+    if path is None:
+        return
     try:
-        if key.kind == "true|false" and text not in ("true", "false"):
-            raise UserError(f"{name}={text}: must be true or false. For example {name}=true")
-        return key.adapter.validate_python(text)
-    except ValidationError as error:
-        default = key.default
-        remedy = f"{name} is {key.description}" if default is None else f"For example {name}={default}"
-        raise UserError(f"{name}={text}: {explain(error)}. {remedy}") from None
+        Path(path).expanduser().write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    except OSError as error:
+        raise UserError(f"json={path}: cannot be written ({error.strerror}). Name another file") from None

@@ -1,7 +1,5 @@
 """Measures ours against the stock script, its DataLoader or a bare loop, in turn, on this machine."""
 
-import json
-import os
 import platform
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,7 +12,6 @@ from pydantic.dataclasses import dataclass
 
 import recipes
 from mnist_accel import cli, commands, report
-from mnist_accel.errors import UserError
 from mnist_accel.recipe import CONFIG, REAL_DATA, Needs, Recipe, keys_of, option
 
 if TYPE_CHECKING:  # a typing mistake must not wait for torch
@@ -56,8 +53,7 @@ def main(argv: list[str]) -> int:
         return 0
     options: BenchOptions = commands.read_options(argv, BenchOptions)
     recipe = recipes.load(cli.choose_recipe({"recipe": options.recipe}, recipes.names()))
-    if options.json:
-        refuse_unwritable(options.json)
+    commands.refuse_unwritable(options.json)
 
     from mnist_accel.data.dataset import load_dataset
     from mnist_accel.runtime import start_runtime
@@ -74,26 +70,11 @@ def main(argv: list[str]) -> int:
     report.facts(console, rows)
     comparisons = measure(options, recipe, runtime, data, say=partial(console.print, style="dim"))
     show(comparisons)
-    if options.json:
-        figures = [asdict(comparison) | {"ratio": median(comparison.ratios)} for comparison in comparisons]
-        content = {"schema": SCHEMA, "options": asdict(options), "batch_size": recipe.batch_size}
-        content |= {"dataset": data.name, "machine": machine, "comparisons": figures}
-        write_json(options.json, content)
+    figures = [asdict(comparison) | {"ratio": median(comparison.ratios)} for comparison in comparisons]
+    content = {"schema": SCHEMA, "options": asdict(options), "batch_size": recipe.batch_size}
+    content |= {"dataset": data.name, "machine": machine, "comparisons": figures}
+    commands.write_json(options.json, content)
     return 0
-
-
-def refuse_unwritable(path: str) -> None:
-    """Before a minute of measuring, not after it."""
-    target = Path(path).expanduser()
-    if target.is_dir() or not os.access(target if target.exists() else target.parent, os.W_OK):
-        raise UserError(f"json={path}: cannot be written. Name a file in a folder that is there")
-
-
-def write_json(path: str, content: dict[str, Any]) -> None:
-    try:
-        Path(path).expanduser().write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    except OSError as error:
-        raise UserError(f"json={path}: cannot be written ({error.strerror}). Name another file") from None
 
 
 def describe_machine(runtime: "Runtime") -> dict[str, Any]:

@@ -1,20 +1,18 @@
 """Train a recipe over several seeds: mean and spread of the last epoch beside the documented figures."""
 
-import json
 import time
 from dataclasses import asdict, replace
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Annotated
 
 from pydantic.dataclasses import dataclass
 
 import recipes
-from mnist_accel import cli, report
+from mnist_accel import cli, commands, report
 from mnist_accel.claims import judged_on_average
-from mnist_accel.commands import read_options
 from mnist_accel.errors import UserError
-from mnist_accel.recipe import CONFIG, option
+from mnist_accel.recipe import CONFIG, keys_of, option
+from mnist_accel.results import finite
 from mnist_accel.run import Watcher, run
 
 
@@ -25,19 +23,25 @@ class VerifyOptions:
 
 
 def main(argv: list[str]) -> int:
+    console = report.make_console()
+    if not argv or any(word in cli.HELP_WORDS for word in argv):
+        console.print("python -m mnist_accel verify recipe=NAME key=value…   with the keys of launch.py, and")
+        report.show_keys(console, "Keys", keys_of(VerifyOptions).values(), None)
+        return 0
     words = cli.split_words(argv)
-    own = read_options([f"{key}={words[key]}" for key in ("seeds", "json") if key in words], VerifyOptions)
+    mine = [f"{key}={value}" for key, value in words.items() if key in keys_of(VerifyOptions)]
+    own: VerifyOptions = commands.read_options(mine, VerifyOptions)
     for key, why in (
         ("seed", "type seeds=N for seeds 0 to N-1"),
         ("out", "each seed has a folder of its own in runs/"),
     ):
         if key in words:
             raise UserError(f"{key}={words[key]}: not here; {why}. Leave {key} out")
-    rest = [word for word in argv if word.partition("=")[0] not in ("seeds", "json")]
-    request = cli.parse(rest or ["recipe="], recipes.names(), recipes.load)
-    assert request.recipe is not None
+    request = cli.parse([word for word in argv if word not in mine], recipes.names(), recipes.load)
+    if request.recipe is None:
+        raise UserError(f"recipe: none named. Type recipe=NAME with one of {', '.join(recipes.names())}")
+    commands.refuse_unwritable(own.json)
 
-    console = report.make_console()
     results = []
     for seed in range(own.seeds):
         shown = report.RunReport(console)
@@ -57,6 +61,5 @@ def main(argv: list[str]) -> int:
         f"{len(results)} seeds, last epoch; {min(accuracies):.2f} to {max(accuracies):.2f}), "
         f"training {mean(result.train_seconds for result in results):.2f} s"
     )
-    if own.json:
-        Path(own.json).write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
+    commands.write_json(own.json, [finite(asdict(result)) for result in results])
     return 0
