@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # the list and the help must not wait for torch
     from mnist_accel.run import Start
 
 PLAIN_WIDTH = 10_000
+NARROW = 60  # columns; the figures matter more than the bar
 VERDICTS = {True: Text("pass", style="green"), False: Text("fail", style="red"), None: Text("-")}
 
 
@@ -131,9 +132,10 @@ class RunReport:
         self.total_epochs = 1 if start.dry_run else recipe.epochs
         self.clock = time.perf_counter()
         if self.console.is_terminal and not self.console.is_dumb_terminal:
+            bar = [BarColumn(bar_width=None)] if self.console.width >= NARROW else []
             self.progress = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=None),
+                *bar,
                 TextColumn("{task.fields[figures]}"),
                 TimeRemainingColumn(compact=True),
                 console=self.console,

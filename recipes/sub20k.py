@@ -1,4 +1,16 @@
-"""`sub20k`: nine convolutions, fewer than 20,000 parameters, above 99.4 % in fewer than 20 epochs."""
+"""`sub20k`: nine convolutions and no fully connected layer, under 20,000 parameters, above 99.4 % in under 20 epochs.
+
+Documented: the layers in order with their 19,712 parameters; fewer than 20 epochs, so at most 19; above 99.4 %, and
+99.44 % at epoch 8; a model size of 1.35 MB.
+Silent on: optimizer, learning rate, batch size, augmentation.
+
+Choices, made on 5,000 held-out training images (`validation=5000`):
+- AdamW with one cycle to 0.01 over all 19 epochs, weight decay 0.01, batch 128, rotation ±7° and translation ±5 %:
+  @SUB20K_VAL@.
+- The claim for epoch 8 is reported, but one cycle over 19 epochs is still at a high learning rate there: it is made to
+  be best at the end. `epochs=8` runs a cycle of eight.
+- 1.35 MB is a summary tool's figure that counts activations; the weights alone take 80 kB. It is not held against.
+"""
 
 from mnist_accel.recipe import Claim, Recipe
 

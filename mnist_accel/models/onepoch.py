@@ -3,7 +3,7 @@
 from torch import nn
 
 FIRST_WIDTH = 5  # documented
-SECOND_WIDTH = 8  # not documented; recipes/onepoch.py tells how it was chosen
+SECOND_WIDTH = 32  # not documented; recipes/onepoch.py tells how it was chosen
 
 
 def conv_block(in_channels: int, out_channels: int, dropout: float) -> list[nn.Module]:
