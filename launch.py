@@ -26,7 +26,7 @@ def main() -> int:
         _, folder = run.run(request, watcher, STARTED)
     finally:
         shown.stop()
-    return 4 if folder.problems else 0
+    return 4 if folder.problems or report.Output.lost else 0
 
 
 def show(request: cli.Request) -> int:

@@ -133,6 +133,7 @@ def is3() -> nn.Sequential:
         nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Flatten(),
+        nn.Dropout(0.2),
         nn.Linear(32 * 4 * 4, 256),
         nn.ReLU(),
         nn.Dropout(0.2),

@@ -41,11 +41,9 @@ def measure(claim: Claim, result: RunResult) -> float | None:
     if claim.metric == "train_seconds":
         return result.train_seconds
     if claim.epoch is None:
-        return result.accuracy if claim.metric == "accuracy" else result.test_loss
+        return getattr(result, claim.metric)
     at = next((stats for stats in result.history if stats.epoch == claim.epoch), None)
-    if at is None:
-        return None
-    return at.accuracy if claim.metric == "accuracy" else at.test_loss
+    return None if at is None else getattr(at, claim.metric)
 
 
 def holds(measured: float, claim: Claim) -> bool:

@@ -171,10 +171,11 @@ def exit_with_one_line(run: Callable[[], int]) -> NoReturn:
     try:
         code = run()
     except (UserError, TrainingFailed) as error:
-        if os.environ.get("RANK", "0") == "0":
+        if os.environ.get("RANK", "0") == "0" or getattr(error, "here_only", False):
             print("error:", " ".join(str(error).split()), file=sys.stderr)
         code = 2 if isinstance(error, UserError) else 3
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print("interrupted", file=sys.stderr)
         code = 130
     sys.exit(code)

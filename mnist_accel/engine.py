@@ -96,6 +96,8 @@ def train(
             with average.in_place(restore=not last) if average else nullcontext():
                 share_buffers(model, accelerator)
                 score = evaluate(accelerator.unwrap_model(model), test_batches, objective, accelerator, dry_run)
+            if not math.isfinite(score.loss):
+                raise TrainingFailed(f"test loss is {score.loss} after epoch {epoch + 1}. Try a smaller lr than {lr:g}")
             stats = EpochStats(
                 epoch=epoch + 1,
                 steps=step + 1,

@@ -43,7 +43,7 @@ class Claim:
     claim from being held against a run on other hardware.
     """
 
-    metric: Literal["parameters", "accuracy", "train_seconds", "test_loss"]
+    metric: Literal["parameters", "accuracy", "train_seconds", "train_loss", "test_loss"]
     relation: Literal["=", "<", "<=", ">", ">="]
     value: float
     epoch: int | None = None
@@ -52,8 +52,8 @@ class Claim:
 
     @property
     def label(self) -> str:
-        label = {"accuracy": "accuracy %", "test_loss": "test loss", "train_seconds": "training seconds"}.get(
-            self.metric, self.metric
+        label = {"accuracy": "accuracy %", "train_seconds": "training seconds"}.get(
+            self.metric, self.metric.replace("_", " ")
         )
         if self.epoch:
             label += f" at epoch {self.epoch}"

@@ -5,13 +5,16 @@ A terminal gets a moving bar and colour; a pipe or a file gets plain lines, one 
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.measure import Measurement
+from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -28,11 +31,41 @@ NARROW = 60  # columns; the figures matter more than the bar
 VERDICTS = {True: Text("pass", style="green"), False: Text("fail", style="red"), None: Text("-")}
 
 
+class Output:
+    """A stream that a full disk cannot stop: what cannot be written is lost, said once on stderr, and remembered."""
+
+    lost = False
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        self.attempt(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self.attempt(self.stream.flush)
+
+    def attempt(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            Output.lost = True
+            print(f"warning: the output could not be written: {error.strerror}; the run goes on", file=sys.stderr)
+            # What is still in the buffer would fail again, at the latest when Python ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
 def make_console(stderr: bool = False) -> Console:
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show "≥" is no reason to stop training.
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-    console = Console(stderr=stderr, highlight=False)
+    console = Console(file=Output(sys.stderr if stderr else sys.stdout), highlight=False)  # type: ignore[arg-type]
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     return console
@@ -53,10 +86,24 @@ def facts(console: Console, rows: Iterable[tuple[str, str]]) -> None:
 
 
 def simple_table(*columns: str) -> Table:
-    table = Table(box=SIMPLE, show_edge=False, pad_edge=False, header_style="bold")
+    table = Table(box=SIMPLE, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
+
+
+def show_table(console: Console, table: Table) -> None:
+    """Where its longest words do not fit side by side, a table would cut them in two: then a paragraph a row."""
+    needed = Measurement.get(console, console.options.update(max_width=PLAIN_WIDTH), table).minimum
+    if needed <= console.width:
+        console.print(table)
+        return
+    headers = [column.header for column in table.columns]
+    for first, *cells in zip(*(column.cells for column in table.columns), strict=True):
+        console.print(Text.assemble(first, style="bold"))
+        for header, cell in zip(headers[1:], cells, strict=True):
+            if cell:
+                console.print(Padding(Text.assemble(f"{header}: " if header else "", cell), (0, 0, 0, 2)))
 
 
 def show_recipes(console: Console, recipes: Iterable[Recipe]) -> None:
@@ -73,7 +120,7 @@ def show_recipes(console: Console, recipes: Iterable[Recipe]) -> None:
             accuracy.documented if accuracy else "",
             f"{measured.accuracy:.2f} ({measured.seeds} seed{'s'[: measured.seeds > 1]})" if measured else "",
         )
-    console.print(table)
+    show_table(console, table)
     console.print("\naccelerate launch launch.py recipe=NAME key=value…   python launch.py --help explains the keys")
 
 
@@ -94,7 +141,7 @@ def show_keys(console: Console, title: str, keys: Iterable[Key], defaults: objec
         shown = "" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
         table.add_row(key.name, key.kind.replace("|", " | "), shown, key.description + needs)
     console.print(f"\n{title}", style="bold")
-    console.print(table)
+    show_table(console, table)
 
 
 class RunReport:
@@ -177,12 +224,13 @@ class RunReport:
 
     def on_problem(self, problem: str) -> None:
         """At once, not at the end: a long run leaves time to make room."""
-        self.console.print(Text(f"warning: {problem}; training goes on", style="yellow"))
+        self.console.print(Text(f"warning: {problem}; the run goes on", style="yellow"))
 
     def on_end(self, result: RunResult) -> None:
         self.stop()
         show_claims(self.console, result.claims)
-        if result.claims and all(claim.met is None for claim in result.claims if claim.name != "parameters"):
+        others = [claim for claim in result.claims if not claim.name.startswith("parameters")]
+        if result.claims and all(claim.met is None for claim in others):
             self.console.print(f"\n{why_not_compared(result)}", style="dim")
         rows = [("accuracy", f"{result.accuracy:.2f} % ({result.correct:,} of {result.total:,})")]
         if result.positive:
@@ -206,7 +254,7 @@ def show_claims(console: Console, claims: Sequence[ClaimResult]) -> None:
     for claim in claims:
         table.add_row(claim.name, claim.documented, show_measured(claim), VERDICTS[claim.met])
     console.print()
-    console.print(table)
+    show_table(console, table)
 
 
 def where_images_are(start: Start) -> str:
@@ -218,7 +266,8 @@ def show_measured(claim: ClaimResult) -> str:
         return ""
     if claim.name.startswith("parameters"):
         return f"{claim.measured:,.0f}"
-    return f"{claim.measured:.4f}" if claim.name.startswith("test loss") else f"{claim.measured:.2f}"
+    # A documented loss may be 3.96e-5.
+    return f"{claim.measured:.3g}" if "loss" in claim.name else f"{claim.measured:.2f}"
 
 
 def why_not_compared(result: RunResult) -> str:

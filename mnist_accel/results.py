@@ -1,5 +1,6 @@
 """What a run leaves behind: numbers with names, and the folder they stand in."""
 
+import errno
 import json
 import math
 import os
@@ -122,12 +123,21 @@ class RunFolder:
 
     def check(self) -> None:
         """A folder that must not be used is the user's mistake, told before anything is started or written."""
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.asked}: is a file. Name a folder")
-        if finished_run(self.path):
-            raise UserError(f"{self.asked}: already holds a finished run. Name another folder, or move that one away")
-        if foreign := sorted(entry.name for entry in listing(self.path) if entry.name not in OUR_FILES):
-            raise UserError(f"{self.asked}: holds other files ({foreign[0]}). Name a new or empty folder")
+        try:
+            if self.path.exists() and not self.path.is_dir():
+                raise UserError(f"{self.asked}: is a file. Name a folder")
+            if finished_run(self.path):
+                raise UserError(
+                    f"{self.asked}: already holds a finished run. Name another folder, or move that one away"
+                )
+            if foreign := sorted(entry.name for entry in listing(self.path) if not is_ours(entry.name)):
+                raise UserError(f"{self.asked}: holds other files ({foreign[0]}). Name a new or empty folder")
+            refuse_unwritable(self.path)
+        except OSError as error:
+            raise self.unwritable(error) from None
+
+    def unwritable(self, error: OSError) -> UserError:
+        return UserError(f"{self.asked}: cannot be written ({error.strerror}). Name another folder with out=DIR")
 
     def open(self) -> None:
         """Makes the folder, clean of what an unfinished run has left."""
@@ -138,11 +148,9 @@ class RunFolder:
             probe.write_bytes(b"")
             probe.unlink()
         except OSError as error:
-            raise UserError(
-                f"{self.asked}: cannot be written ({error.strerror}). Name another folder with out=DIR"
-            ) from None
-        for stale in ("history.jsonl", "result.json"):
-            (self.path / stale).unlink(missing_ok=True)
+            raise self.unwritable(error) from None
+        for stale in listing(self.path):
+            stale.unlink()
 
     def write_json(self, name: str, value: object) -> None:
         self._write(name, (json.dumps(finite(value), indent=2, allow_nan=False) + "\n").encode())
@@ -188,6 +196,20 @@ def finite(value: Any) -> Any:
 
 
 OUR_FILES = {"recipe.json", "history.jsonl", "result.json", "model.safetensors"}
+
+
+def is_ours(name: str) -> bool:
+    """A run's file, or what a killed run left of writing one aside."""
+    return name in OUR_FILES or name.startswith(tuple(f".{ours}." for ours in OUR_FILES))
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """OSError where ``folder`` could not be made or written, without writing: this is asked before processes start."""
+    nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def listing(folder: Path) -> list[Path]:

@@ -26,6 +26,7 @@ from mnist_accel.runtime import (
     Runtime,
     choose_device,
     choose_precision,
+    is_out_of_memory,
     prepare,
     refuse_mismatched_data,
     start_runtime,
@@ -66,7 +67,7 @@ class Progress:
     """What is known so far, so that a run that fails can still be written down."""
 
     history: list[EpochStats] = field(default_factory=list)
-    error: str | None = None
+    error: TrainingFailed | None = None
 
 
 def run(request: Request, watcher: Watcher, started: float) -> tuple[RunResult, RunFolder]:
@@ -106,17 +107,20 @@ def run(request: Request, watcher: Watcher, started: float) -> tuple[RunResult, 
             progress,
         )
     except TrainingFailed as error:
-        progress.error = str(error)
-    except torch.cuda.OutOfMemoryError:
+        progress.error = error
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         half = max(1, recipe.batch_size // 2)
-        progress.error = f"batch_size={recipe.batch_size}: the GPU ran out of memory. Type batch_size={half}"
+        message = f"batch_size={recipe.batch_size}: the GPU ran out of memory. Type batch_size={half}"
+        progress.error = TrainingFailed(message, here_only=True)
     result = describe(request, runtime, data, model, progress, started)
     if main:
         folder.write_json("result.json", asdict(result))
         if progress.error is None:
             watcher.on_end(result)
     if progress.error is not None:
-        raise TrainingFailed(progress.error)
+        raise progress.error
     return result, folder
 
 
@@ -125,7 +129,11 @@ def check(request: Request) -> RunFolder:
     recipe, options = request.recipe, request.options
     assert recipe is not None
     choose_precision(options.precision, choose_device(options.device))
-    folder = RunFolder(Path(options.out).expanduser() if options.out else default_folder(recipe.name), options.out)
+    try:
+        path = Path(options.out).expanduser() if options.out else default_folder(recipe.name)
+    except RuntimeError:
+        raise UserError(f"out={options.out}: there is no such home folder. Name another folder") from None
+    folder = RunFolder(path, options.out)
     folder.check()
     return folder
 
@@ -235,7 +243,7 @@ def describe(
     train_seconds = sum(stats.train_seconds for stats in history)
     result = RunResult(
         status="failed" if progress.error else "finished",
-        error=progress.error,
+        error=None if progress.error is None else str(progress.error),
         recipe=recipe.name,
         model=recipe.model,
         params=count_parameters(model),

@@ -124,6 +124,13 @@ def usable_cores() -> int:
         return cores
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """The GPU's memory, whichever library asked for it."""
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        sign in str(error) for sign in ("CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    )
+
+
 def refuse_mismatched_data(accelerator: Accelerator, checksum: str) -> None:
     """Ranks that train on different data would disagree silently."""
     if accelerator.num_processes == 1:
@@ -141,11 +148,13 @@ def refuse_mismatched_data(accelerator: Accelerator, checksum: str) -> None:
 
 def spawn(processes: int, script: str, argv: Sequence[str]) -> int:
     """Runs ``script`` in N processes under torch's elastic launcher; the code of the rank that failed first."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     # Its own report of a failed rank would bury the one line that the rank has printed.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ[SPAWNED] = "1"
     # torchrun's way around a warning; start_runtime shares the cores out.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -162,5 +171,8 @@ def spawn(processes: int, script: str, argv: Sequence[str]) -> int:
     try:
         elastic_launch(config, sys.executable)("-u", script, *argv)
     except ChildFailedError as error:
-        return error.get_first_failure()[1].exitcode
+        code = error.get_first_failure()[1].exitcode
+        return code if code >= 0 else 128 - code  # of a signal, as a shell says it
+    except SignalException as error:  # torch has stopped the ranks
+        return 128 + error.sigval
     return 0

@@ -40,8 +40,8 @@ def read_options(argv: Sequence[str], owner: type) -> Any:
     values = {name: read_value(name, text, keys, {}) for name, text in words.items()}
     for field in fields(owner):
         if field.default is MISSING and field.name not in values:
-            kind = keys[field.name].kind.replace("|", " or ")
-            raise UserError(f"{field.name}: not given. Type {field.name}= and {kind}")
+            choices = keys[field.name].kind.replace("|", ", ")
+            raise UserError(f"{field.name}: not given. Type {field.name}= with one of {choices}")
     options = owner(**values)
     refuse_ignored(words, keys, vars(options))
     return options

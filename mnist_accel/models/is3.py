@@ -16,6 +16,7 @@ def is3(dropout: float = 0.2) -> nn.Sequential:
         nn.MaxPool2d(2),
         nn.ReLU(inplace=True),
         nn.Flatten(),
+        nn.Dropout(dropout),
         nn.Linear(32 * 4 * 4, 256),
         nn.ReLU(inplace=True),
         nn.Dropout(dropout),

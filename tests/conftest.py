@@ -1,0 +1,301 @@
+"""What the tests share: a tiny data set, Accelerate with its memory wiped, and ``launch.py`` in real processes.
+
+``launch.py`` takes seconds to import torch, so the runs that several files look at are fixtures of the whole session.
+"""
+
+import fcntl
+import json
+import os
+import pty
+import resource
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from torch import Tensor, nn
+
+from mnist_accel.data.batches import Augmentation, ImageStore, TestBatches, TrainBatches
+from mnist_accel.data.dataset import Dataset, load_dataset
+from mnist_accel.data.synthetic import draw_dataset
+from mnist_accel.engine import StepInfo, train
+from mnist_accel.models import build_model
+from mnist_accel.objective import build_objective
+from mnist_accel.optim import WeightAverage, build_optimizer
+from mnist_accel.results import EpochStats
+from mnist_accel.runtime import Runtime, prepare, start_runtime
+from mnist_accel.seeding import derive_seed
+
+ROOT = Path(__file__).resolve().parent.parent
+KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
+LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "ACCELERATE_MIXED_PRECISION")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_torch_thread() -> None:
+    """Two threads on two cores that others use as well are many times slower than one."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Dataset:
+    """600 images to train on, 200 to test: 6 steps an epoch at the batch size of ``fit``."""
+    return Dataset(name="synthetic", reason="a test", checksum="0" * 64, **draw_dataset(0, 600, 200))
+
+
+# Training inside the test's own process
+
+
+@pytest.fixture
+def make_runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Runtime]]:
+    """``start_runtime`` as in a process of its own: nothing left of another test's, nothing left for the next."""
+    environment, threads = dict(os.environ), torch.get_num_threads()
+    for name in LAUNCHER_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+    def make(precision: str = "fp32", device: str = "cpu", threads: int = 1) -> Runtime:
+        forget_accelerate()
+        return start_runtime(precision, device, threads)
+
+    yield make
+    forget_accelerate()
+    torch.set_num_threads(threads)
+    for name in set(os.environ) - set(environment):
+        del os.environ[name]
+    os.environ.update(environment)
+
+
+def forget_accelerate() -> None:
+    """Its state is one for the process, and refuses a second precision."""
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    PartialState._reset_state()
+
+
+@pytest.fixture
+def runtime(make_runtime: Callable[..., Runtime]) -> Runtime:
+    return make_runtime()
+
+
+@dataclass
+class Fitted:
+    """What training left, and what it said on the way."""
+
+    model: nn.Module
+    test_batches: TestBatches
+    history: list[EpochStats] = field(default_factory=list)
+    steps: list[StepInfo] = field(default_factory=list)
+    states: list[dict[str, Tensor]] = field(default_factory=list)  # after each step
+    error: Exception | None = None
+
+    @property
+    def losses(self) -> list[float]:
+        return [info.loss for info in self.steps]
+
+
+@pytest.fixture(scope="session")
+def fit() -> Callable[..., Fitted]:
+    return fit_
+
+
+def fit_(
+    runtime: Runtime,
+    data: Dataset,
+    *,
+    network: str = "efficient25k",
+    dropout: float = 0.0,
+    loss: str = "cross_entropy",
+    label_smoothing: float = 0.0,
+    optimizer: str = "adamw",
+    lr_at: Callable[[int], float] = lambda step: 0.01,
+    momentum: float = 0.0,
+    batch_size: int = 100,
+    epochs: int = 1,
+    seed: int = 0,
+    clip_norm: float = 0.0,
+    ema: float = 0.0,
+    augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
+    resident_bytes: int | None = None,
+    dry_run: bool = False,
+    keep_states: bool = False,
+    catch: type[Exception] | tuple[()] = (),
+) -> Fitted:
+    """The real network, batches, optimizer and engine on ``data``; exceptions of the type ``catch`` are handed back."""
+    stores = [
+        ImageStore(images, labels, runtime.device, resident_bytes)
+        for images, labels in ((data.train_images, data.train_labels), (data.test_images, data.test_labels))
+    ]
+    normalisation = {"mean": 0.1307, "std": 0.3081}
+    torch.manual_seed(derive_seed(seed, "weights"))
+    model = build_model(network, dropout).to(runtime.device, memory_format=torch.channels_last)
+    chosen = build_optimizer(
+        optimizer, model.parameters(), lr=lr_at(0), momentum=momentum, nesterov=False, weight_decay=0.0
+    )
+    prepared, chosen = prepare(runtime, model, chosen)
+    fitted = Fitted(model, TestBatches(stores[1], batch_size=50, **normalisation))
+
+    def on_step(info: StepInfo) -> None:
+        fitted.steps.append(info)
+        if keep_states:
+            fitted.states.append({name: value.clone() for name, value in model.state_dict().items()})
+
+    try:
+        train(
+            prepared,
+            chosen,
+            TrainBatches(stores[0], batch_size=batch_size, seed=seed, augmentation=augmentation, **normalisation),
+            fitted.test_batches,
+            build_objective(loss, label_smoothing, 3),
+            runtime.accelerator,
+            epochs=epochs,
+            lr_at=lr_at,
+            seed=seed,
+            clip_norm=clip_norm,
+            average=WeightAverage(model, ema) if ema else None,
+            dry_run=dry_run,
+            on_step=on_step,
+            on_epoch=fitted.history.append,
+        )
+    except catch as error:
+        fitted.error = error
+    return fitted
+
+
+# launch.py in processes of its own
+
+
+@pytest.fixture(scope="session")
+def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """No GPU, no MNIST, no launcher, no settings of the user's; the synthetic digits are drawn already."""
+    home = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(home))
+        load_dataset("synthetic")
+    kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
+    return kept | {
+        "XDG_CACHE_HOME": str(home),
+        "HF_HOME": str(home / "huggingface"),  # a forgotten default_config.yaml there would steer accelerate launch
+        "CUDA_VISIBLE_DEVICES": "",
+        # On a full disk Python leaves half a .pyc, which no later import survives.
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+
+Launch = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def run_launch(clean_environment: dict[str, str]) -> Launch:
+    """``run_launch("recipe=onepoch", …)``: exit code, stdout and stderr of ``launch.py`` in a process of its own."""
+
+    def run_launch(
+        *words: str,
+        launcher: Sequence[str] = (sys.executable,),
+        env: Mapping[str, str] | None = None,
+        cwd: Path = ROOT,
+        timeout: float = 180,
+        file_bytes: int | None = None,
+        stdout_to: Path | None = None,
+    ) -> "subprocess.CompletedProcess[str]":
+        def limit_files() -> None:
+            assert file_bytes is not None
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+
+        with stdout_to.open("w") if stdout_to else nullcontext(subprocess.PIPE) as stdout:
+            return subprocess.run(
+                [*launcher, str(ROOT / "launch.py"), *words],
+                cwd=cwd,
+                env=clean_environment | dict(env or {}),
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=timeout,
+                preexec_fn=None if file_bytes is None else limit_files,
+            )
+
+    return run_launch
+
+
+@pytest.fixture(scope="session")
+def run_in_terminal(clean_environment: dict[str, str]) -> Callable[..., tuple[int, str]]:
+    """Exit code and everything that a terminal of ``columns`` columns was sent."""
+
+    def run_in_terminal(*words: str, columns: int, env: Mapping[str, str] | None = None) -> tuple[int, str]:
+        ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "launch.py"), *words],
+            cwd=ROOT,
+            env=clean_environment | {"TERM": "xterm-256color"} | dict(env or {}),
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+        )
+        os.close(theirs)
+        sent = b""
+        try:
+            while chunk := os.read(ours, 65536):
+                sent += chunk
+        except OSError:  # Linux: EIO once the last process has closed the other end
+            pass
+        os.close(ours)
+        return process.wait(timeout=60), sent.decode().replace("\r\n", "\n")
+
+    return run_in_terminal
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has ended, and its folder."""
+
+    code: int
+    out: str
+    err: str
+    folder: Path
+    words: list[str]
+
+    @property
+    def result(self) -> dict[str, Any]:
+        return json.loads((self.folder / "result.json").read_text())
+
+
+def a_run(run_launch: Launch, folder: Path, *words: str, **how: Any) -> Run:
+    typed = [*words, "dataset=synthetic", f"out={folder}"]
+    ended = run_launch(*typed, **how)
+    return Run(ended.returncode, ended.stdout, ended.stderr, folder, typed)
+
+
+@pytest.fixture(scope="session")
+def dry_run(run_launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One step of the recipe with the most claims."""
+    folder = tmp_path_factory.mktemp("runs") / "dry"
+    return a_run(run_launch, folder, "recipe=efficient25k", "dry_run=true", "threads=1")
+
+
+@pytest.fixture(scope="session")
+def trained_run(run_launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A whole run, and a short one: 60 steps an epoch."""
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    words = ("recipe=onepoch", "batch_size=1000", "epochs=2", "ema=0.9", "threads=1")
+    return a_run(run_launch, folder, *words)
+
+
+@pytest.fixture(scope="session")
+def two_processes(run_launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("runs") / "two"
+    return a_run(run_launch, folder, "recipe=is3", "processes=2", "dry_run=true", "threads=1")

@@ -1,0 +1,108 @@
+"""The networks: documented shapes, dropout where it was asked for, every parameter in use.
+
+That ours, with its activations behind the pools, equals the documented order stands in test_bench.py.
+"""
+
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mnist_accel import models
+from mnist_accel.models import MODELS, build_model, count_parameters
+from mnist_accel.models.onepoch import SECOND_WIDTH
+
+# Heights after each layer that changes them, from the documents; "28" is the image.
+SIZES = {
+    "onepoch": [26, 13, 11, 5],
+    "efficient25k": [28, 14, 7, 3, 1],
+    "sub20k": [26, 24, 22, 11, 9, 7, 5, 1],
+    "compact13k": [26, 24, 12, 10, 8, 6, 1],
+    "is3": [24, 12, 8, 4],
+}
+CONVOLUTIONS = {
+    "onepoch": [(1, 5, 3), (5, SECOND_WIDTH, 3)],
+    "efficient25k": [(1, 8, 3), (8, 16, 3), (16, 32, 3)],
+    "sub20k": [
+        (1, 16, 3),
+        (16, 16, 3),
+        (16, 32, 3),
+        (32, 16, 1),
+        (16, 16, 3),
+        (16, 16, 3),
+        (16, 16, 3),
+        (16, 32, 3),
+        (32, 10, 1),
+    ],
+    "compact13k": [(1, 16, 3), (16, 32, 3), (32, 10, 1), (10, 16, 3), *[(16, 16, 3)] * 3, (16, 10, 1)],
+    "is3": [(1, 16, 5), (16, 32, 5)],
+}
+WITH_BIAS = {"onepoch": 2, "efficient25k": 3, "sub20k": 1, "compact13k": 0, "is3": 2}
+
+
+def convolutions(name: str) -> list[nn.Conv2d]:
+    return [layer for layer in build_model(name, 0.0).modules() if isinstance(layer, nn.Conv2d)]
+
+
+def test_every_network_has_a_file_of_its_own() -> None:
+    files = {path.stem for path in Path(models.__file__).parent.glob("*.py")} - {"__init__"}
+    assert files == set(MODELS)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_images_become_one_logit_a_class(name: str) -> None:
+    logits = build_model(name, 0.1).eval()(1000 * torch.randn(3, 1, 28, 28))
+    assert logits.shape == (3, 1 if name == "is3" else 10)
+    assert torch.isfinite(logits).all()
+    assert not ((logits >= 0) & (logits <= 1)).all()  # no softmax or sigmoid behind them
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_spatial_sizes_are_the_documented_ones(name: str) -> None:
+    seen: list[int] = []
+    model = build_model(name, 0.0)
+    for layer in model.modules():
+        layer.register_forward_hook(
+            lambda layer, inputs, output: seen.append(output.shape[2]) if output.ndim == 4 else None
+        )
+    model(torch.randn(2, 1, 28, 28))
+    assert [size for size, _ in groupby(seen)] == SIZES[name]
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_the_convolutions_are_the_documented_ones(name: str) -> None:
+    found = [(layer.in_channels, layer.out_channels, layer.kernel_size[0]) for layer in convolutions(name)]
+    assert found == CONVOLUTIONS[name]
+    assert sum(layer.bias is not None for layer in convolutions(name)) == WITH_BIAS[name]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_dropout_has_the_given_probability_and_is_off_in_evaluation(name: str) -> None:
+    model = build_model(name, 0.4)
+    drops = [layer for layer in model.modules() if isinstance(layer, (nn.Dropout, nn.Dropout2d))]
+    assert drops and all(layer.p == 0.4 for layer in drops)
+    images = torch.randn(8, 1, 28, 28)
+    assert not torch.equal(model(images), model(images))
+    model.eval()
+    assert torch.equal(model(images), model(images))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_without_dropout_training_is_not_random(name: str) -> None:
+    model = build_model(name, 0.0)
+    images = torch.randn(8, 1, 28, 28)
+    assert torch.equal(model(images), model(images))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_parameter_takes_part(name: str) -> None:
+    model = build_model(name, 0.0)
+    model(torch.randn(16, 1, 28, 28)).square().sum().backward()
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), parameter_name
+
+
+def test_parameters_are_counted_and_buffers_are_not() -> None:
+    assert count_parameters(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))) == 18 + 2 + 2 + 2

@@ -1,0 +1,281 @@
+"""The run folder: whole files or none, nobody's work overwritten, and a full disk that stops no training."""
+
+import json
+import os
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import recipes
+from mnist_accel import cli, run
+from mnist_accel.errors import UserError
+from mnist_accel.results import EpochStats, Positive, RunFolder, default_folder, finished_run
+
+STATS = EpochStats(
+    epoch=1,
+    steps=2,
+    images=200,
+    lr=0.1,
+    train_loss=0.5,
+    test_loss=0.25,
+    accuracy=98.13,
+    correct=9813,
+    total=10_000,
+    positive=None,
+    train_seconds=1.5,
+    eval_seconds=0.5,
+)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    folder = RunFolder(tmp_path / "run", "run")
+    folder.open()
+    return folder
+
+
+@contextmanager
+def disk_full_after(file_bytes: int) -> Iterator[None]:
+    """No file may grow beyond this; Python ignores the signal, so that a write fails with EFBIG."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# Files
+
+
+def test_what_is_written_is_read_back_and_nothing_else_is_left(folder: RunFolder) -> None:
+    weights = {"a": torch.randn(3, 2), "b": torch.arange(4)}
+    folder.write_json("result.json", {"accuracy": 98.13, "names": ["ä"]})
+    folder.append_history(STATS)
+    folder.append_history(STATS)
+    folder.write_weights(weights)
+    assert names(folder.path) == ["history.jsonl", "model.safetensors", "result.json"]
+    assert json.loads((folder.path / "result.json").read_text()) == {"accuracy": 98.13, "names": ["ä"]}
+    lines = (folder.path / "history.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [asdict(STATS)] * 2
+    read = load_file(folder.path / "model.safetensors")
+    assert all(torch.equal(read[name], weights[name]) for name in weights) and len(read) == 2
+    assert folder.problems == []
+
+
+def test_weights_in_channels_last_are_stored_with_their_values_in_place(folder: RunFolder) -> None:
+    weight = torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last)
+    folder.write_weights({"weight": weight})
+    assert torch.equal(load_file(folder.path / "model.safetensors")["weight"], weight)
+
+
+def test_numbers_that_json_does_not_know_become_null(folder: RunFolder) -> None:
+    """A diverged net has an infinite test loss, and other people's parsers stop at NaN."""
+    folder.write_json("result.json", {"a": float("nan"), "b": [float("inf"), 1.0], "c": {"d": float("-inf")}})
+    content = (folder.path / "result.json").read_text()
+    assert json.loads(content) == {"a": None, "b": [None, 1.0], "c": {"d": None}}
+    folder.append_history(EpochStats(**{**asdict(STATS), "test_loss": float("inf")}))
+    assert json.loads((folder.path / "history.jsonl").read_text())["test_loss"] is None
+
+
+def test_a_file_is_whole_or_absent_when_writing_it_fails(folder: RunFolder) -> None:
+    told: list[str] = []
+    folder.tell = told.append
+    with disk_full_after(1_000):
+        folder.write_weights({"a": torch.zeros(10_000)})
+    assert names(folder.path) == []
+    assert folder.problems == told == [f"{folder.path / 'model.safetensors'} could not be written: File too large"]
+
+
+def test_the_old_content_stays_when_replacing_it_fails(folder: RunFolder) -> None:
+    folder.write_json("result.json", {"old": True})
+    with disk_full_after(100):
+        folder.write_json("result.json", {"new": "x" * 1000})
+    assert names(folder.path) == ["result.json"]
+    assert json.loads((folder.path / "result.json").read_text()) == {"old": True}
+
+
+def test_a_problem_is_told_once(folder: RunFolder) -> None:
+    told: list[str] = []
+    folder.tell = told.append
+    with disk_full_after(0):
+        folder.append_history(STATS)
+        folder.append_history(STATS)
+        folder.write_json("result.json", {})
+    assert len(told) == len(folder.problems) == 2
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def spy_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        order.append(f"synced {names(folder.path)}")
+
+    def spy_replace(self: Path, target: Path) -> Path:
+        order.append(f"named {target.name}")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", spy_fsync)
+    monkeypatch.setattr(Path, "replace", spy_replace)
+    folder.write_json("result.json", {})
+    assert len(order) == 2 and order[0].startswith("synced ['.result.json.") and order[1] == "named result.json"
+
+
+# Folders
+
+
+def put(folder: Path, name: str, content: Any) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def test_a_finished_run_is_refused(tmp_path: Path) -> None:
+    put(tmp_path / "run", "result.json", {"status": "finished", "dry_run": False})
+    assert finished_run(tmp_path / "run")
+    folder = RunFolder(tmp_path / "run", "my/run")
+    for refuse in (folder.check, folder.open):
+        with pytest.raises(UserError, match=r"^out=my/run: already holds a finished run\. Name another folder, or "):
+            refuse()
+
+
+@pytest.mark.parametrize(
+    "left", [{"status": "finished", "dry_run": True}, {"status": "failed", "dry_run": False}, "half a fi", "[]"]
+)
+def test_a_dry_run_and_a_failed_and_a_broken_one_may_be_repeated(tmp_path: Path, left: Any) -> None:
+    put(tmp_path, "result.json", left)
+    put(tmp_path, "history.jsonl", "{}\n")
+    RunFolder(tmp_path).open()
+    assert names(tmp_path) == []
+
+
+def test_what_an_earlier_attempt_left_does_not_pass_for_this_runs(tmp_path: Path) -> None:
+    """Should this run fail, its folder must not hold another's weights."""
+    for name in ("recipe.json", "history.jsonl", "result.json", "model.safetensors"):
+        put(tmp_path, name, "{}")
+    RunFolder(tmp_path).open()
+    assert "model.safetensors" not in names(tmp_path)
+
+
+def test_what_a_killed_run_left_half_written_does_not_stop_the_next(tmp_path: Path) -> None:
+    """Killed between writing aside and renaming."""
+    put(tmp_path, ".model.safetensors.12345", "half")
+    put(tmp_path, "recipe.json", "{}")
+    RunFolder(tmp_path).open()
+    assert ".model.safetensors.12345" not in names(tmp_path)
+
+
+def test_a_folder_with_other_files_is_refused_and_names_one(tmp_path: Path) -> None:
+    put(tmp_path, "thesis.tex", "")
+    with pytest.raises(UserError, match=r"^out=docs: holds other files \(thesis\.tex\)\. Name a new or empty folder$"):
+        RunFolder(tmp_path, "docs").check()
+    assert names(tmp_path) == ["thesis.tex"]
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    put(tmp_path, "file", "")
+    with pytest.raises(UserError, match=r"^out=file: is a file\. Name a folder$"):
+        RunFolder(tmp_path / "file", "file").check()
+
+
+def test_a_folder_is_made_with_its_parents_and_checking_makes_nothing(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "a" / "b")
+    folder.check()
+    assert names(tmp_path) == []
+    folder.open()
+    assert (tmp_path / "a" / "b").is_dir() and names(tmp_path / "a" / "b") == []
+
+
+@pytest.mark.parametrize("out", ["x" * 300, "~nobody-of-this-name/run"])
+def test_a_name_that_no_folder_can_have_is_the_users_mistake(out: str) -> None:
+    request = cli.parse(["recipe=is3", f"out={out}"], recipes.names(), recipes.load)
+    with pytest.raises(UserError, match=f"^out={out}: "):
+        run.check(request)
+
+
+def test_out_below_the_home_folder_may_be_typed_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    request = cli.parse(["recipe=is3", "out=~/run"], recipes.names(), recipes.load)
+    assert run.check(request).path == tmp_path / "run"
+
+
+def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = []
+    for _ in range(3):
+        folder = default_folder("is3")
+        RunFolder(folder).open()
+        folders.append(folder)
+    assert len(set(folders)) == 3 and all(folder.parent == Path("runs/is3") for folder in folders)
+
+
+# Numbers
+
+
+@pytest.mark.parametrize(
+    ("hits", "said_yes", "is_yes", "expected"),
+    [
+        (8, 10, 16, (80.0, 50.0, 200 * 0.8 * 0.5 / 1.3)),
+        (10, 10, 10, (100.0, 100.0, 100.0)),
+        (0, 0, 10, (0.0, 0.0, 0.0)),
+        (0, 10, 0, (0.0, 0.0, 0.0)),
+        (0, 0, 0, (0.0, 0.0, 0.0)),
+    ],
+)
+def test_precision_recall_and_f1_in_percent_also_where_nothing_was_found(
+    hits: int, said_yes: int, is_yes: int, expected: tuple[float, float, float]
+) -> None:
+    found = Positive.from_counts(hits, said_yes, is_yes)
+    assert (found.precision, found.recall, found.f1) == pytest.approx(expected)
+
+
+# A full disk in a real run
+
+
+def test_a_full_disk_does_not_stop_the_training_and_the_exit_code_tells(
+    run_launch: Callable[..., Any], tmp_path: Path
+) -> None:
+    """512 bytes a file: enough for a line of history, too little for recipe, weights and result."""
+    out = tmp_path / "run"
+    ended = run_launch(
+        "recipe=onepoch",
+        "dataset=synthetic",
+        "batch_size=1000",
+        "threads=1",
+        f"out={out}",
+        file_bytes=512,
+    )
+    assert ended.returncode == 4
+    lines = ended.stdout.splitlines()
+    problems = [line for line in lines if "could not be written" in line]
+    assert len(problems) == 3
+    for line, name in zip(problems, ("recipe.json", "model.safetensors", "result.json"), strict=True):
+        assert str(out / name) in line and "File too large" in line
+    (epoch,) = [line for line in lines if line.startswith("epoch 1/1")]
+    assert lines.index(problems[0]) < lines.index(epoch) < lines.index(problems[1])
+    assert any(line.startswith("accuracy") and "of 10,000" in line for line in lines)
+    assert ended.stderr == ""
+    assert names(out) == ["history.jsonl"]
+    assert json.loads((out / "history.jsonl").read_text())["total"] == 10_000
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_log_on_the_full_disk_does_not_stop_the_training(run_launch: Callable[..., Any], tmp_path: Path) -> None:
+    """``python launch.py … > log`` on the disk that fills: the output is lost, the run is not."""
+    out = tmp_path / "run"
+    words = ("recipe=onepoch", "dataset=synthetic", "dry_run=true", "threads=1", f"out={out}")
+    ended = run_launch(*words, stdout_to=Path("/dev/full"))
+    assert {"result.json", "model.safetensors"} <= set(names(out))
+    assert ended.returncode == 4 and "Traceback" not in ended.stderr

@@ -1,0 +1,200 @@
+"""What is really in effect: threads, precision, device and ranks; and what cannot be had is refused."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from mnist_accel import runtime as module
+from mnist_accel.errors import UserError
+from mnist_accel.runtime import (
+    Runtime,
+    choose_device,
+    choose_precision,
+    has_to_spawn,
+    refuse_mismatched_data,
+    usable_cores,
+)
+
+MakeRuntime = Callable[..., Runtime]
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+
+
+# Threads
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_threads_that_were_asked_for_are_in_effect(make_runtime: MakeRuntime, threads: int) -> None:
+    assert make_runtime(threads=threads).threads == threads == torch.get_num_threads()
+
+
+def test_the_launchers_one_thread_does_not_hold_training_to_one(
+    make_runtime: MakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """accelerate launch exports OMP_NUM_THREADS=1 on a CPU."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(module, "usable_cores", lambda: 3)
+    assert make_runtime(threads=0).threads == 3 == torch.get_num_threads()
+
+
+@pytest.mark.parametrize(("processes", "threads"), [(2, 4), (3, 2), (8, 1), (64, 1)])
+def test_processes_of_one_machine_share_its_cores_out(
+    make_runtime: MakeRuntime, monkeypatch: pytest.MonkeyPatch, processes: int, threads: int
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    monkeypatch.setattr(module, "usable_cores", lambda: 8)
+    assert make_runtime(threads=0).threads == threads == torch.get_num_threads()
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [
+        ("max 100000", 8),
+        ("300000 100000", 3),
+        ("350000 100000", 3),
+        ("50000 100000", 1),
+        ("3200000 100000", 8),
+        ("", 8),
+        (None, 8),
+    ],
+)
+def test_a_containers_quota_counts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str | None, cores: int
+) -> None:
+    seen: list[str] = []
+
+    def read_here(path: str) -> Path:
+        seen.append(path)
+        return tmp_path / "cpu.max"
+
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(quota + "\n")
+    monkeypatch.setattr(module, "Path", read_here)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    assert usable_cores() == cores
+    assert seen == ["/sys/fs/cgroup/cpu.max"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_cores_that_the_process_may_not_use_do_not_count() -> None:
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    code += "from mnist_accel.runtime import usable_cores; print(usable_cores())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "1\n"
+
+
+# Precision
+
+
+@pytest.mark.parametrize(
+    ("launcher", "asked", "chosen"),
+    [
+        (None, "auto", "fp32"),
+        ("no", "auto", "fp32"),
+        ("bf16", "auto", "bf16"),
+        ("BF16", "auto", "bf16"),
+        ("bf16", "fp32", "fp32"),
+        ("fp8", "fp32", "fp32"),
+        ("no", "bf16", "bf16"),
+    ],
+)
+def test_auto_takes_what_the_launcher_says_and_a_key_overrides_it(
+    monkeypatch: pytest.MonkeyPatch, launcher: str | None, asked: str, chosen: str
+) -> None:
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    if launcher:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
+    assert choose_precision(asked, "cpu") == chosen
+
+
+def test_fp16_on_a_cpu_is_refused_whoever_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"^precision=fp16: fp16 needs a GPU\. Type precision=bf16 or precision=fp32$"):
+        choose_precision("fp16", "cpu")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(UserError, match=r"^mixed_precision=fp16 \(from the launcher\): fp16 needs a GPU\. Type "):
+        choose_precision("auto", "cpu")
+
+
+def test_a_precision_of_the_launchers_that_is_not_supported_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    with pytest.raises(UserError, match=r"^mixed_precision=fp8 \(from the launcher\): not supported here\. Type "):
+        choose_precision("auto", "cpu")
+
+
+@pytest.mark.parametrize(("precision", "theirs"), [("fp32", "no"), ("bf16", "bf16")])
+def test_the_precision_in_effect_is_accelerates_too(
+    make_runtime: MakeRuntime, monkeypatch: pytest.MonkeyPatch, precision: str, theirs: str
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # must not leak into fp32
+    runtime = make_runtime(precision)
+    assert (runtime.precision, runtime.accelerator.mixed_precision) == (precision, theirs)
+
+
+# Device and ranks
+
+
+@no_gpu
+def test_a_gpu_that_is_not_there_is_refused_and_auto_does_without() -> None:
+    with pytest.raises(UserError, match=r"^device=cuda: there is no GPU here that torch can use\. Type device=cpu"):
+        choose_device("cuda")
+    assert choose_device("auto") == choose_device("cpu") == "cpu"
+
+
+def test_one_process_is_rank_0_of_1_on_the_cpu_it_was_asked_for(runtime: Runtime) -> None:
+    assert (runtime.rank, runtime.world_size) == (0, 1)
+    assert (runtime.device, runtime.device_name) == (torch.device("cpu"), "cpu")
+
+
+def test_processes_are_started_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", module.SPAWNED):
+        monkeypatch.delenv(name, raising=False)
+    assert not has_to_spawn(1)
+    assert has_to_spawn(2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not has_to_spawn(1)
+    with pytest.raises(UserError, match=r"^processes=2: a launcher already started this job with 2\. Leave processes"):
+        has_to_spawn(2)
+    monkeypatch.setenv(module.SPAWNED, "1")
+    assert not has_to_spawn(2)
+
+
+def test_one_process_has_nobody_to_disagree_with(runtime: Runtime) -> None:
+    refuse_mismatched_data(runtime.accelerator, "ab" * 32)
+
+
+def test_ranks_with_different_data_refuse_to_train(tmp_path: Path) -> None:
+    script = tmp_path / "rank.py"
+    script.write_text(
+        "import os, sys\n"
+        "from mnist_accel.errors import UserError\n"
+        "from mnist_accel.runtime import refuse_mismatched_data, start_runtime\n"
+        "runtime = start_runtime('fp32', 'cpu', 1)\n"
+        "assert (runtime.rank, runtime.world_size) == (int(os.environ['RANK']), 2)\n"
+        "refuse_mismatched_data(runtime.accelerator, 'ab' * 32)\n"
+        "try:\n"
+        "    refuse_mismatched_data(runtime.accelerator, f'0{runtime.rank}' * 32)\n"
+        "except UserError as error:\n"
+        "    print(error)\n"
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, script],
+            env=os.environ
+            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "CUDA_VISIBLE_DEVICES": ""},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [rank.communicate(timeout=120) for rank in ranks]
+    for out, err in said:
+        assert out.startswith("dataset: the processes hold different data. Give every machine the same MNIST"), err
