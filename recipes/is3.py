@@ -11,8 +11,8 @@ Gaps and contradictions, and what this recipe does; choices made on 5,000 held-o
 - As documented and no more, the network soon knows its training images by heart and stays at 99.80 % (5,000 held out;
   on the test images 99.74 to 99.88 from one epoch to the next, lr being constant). The document names neither
   augmentation nor averaging and excludes neither; with 10,000 held out, last ten of 20 to 25 epochs: a weight average
-  0.999 alone 99.84, with rotation ±5° and translation ±5 % 99.86, with ±10°, ±10 % and size ±10 % 99.87. The recipe takes
-  the last; `ema=0 rotation=0 translation=0 scale=0` is the bare regime.
+  0.999 alone 99.84, with rotation ±5° and translation ±5 % 99.86, with ±10°, ±10 % and size ±10 % 99.87. The recipe
+  takes the last; `ema=0 rotation=0 translation=0 scale=0` is the bare regime.
 - Always answering "no" scores 89.9 %, so precision, recall and F1 of "yes" are reported as well.
 - The loss of 3.96e-5 is not said to be of the training or the test images; it can only be the former.
 """
