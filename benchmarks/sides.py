@@ -82,7 +82,7 @@ def our_seconds(recipe: Recipe, runtime: Runtime, data: Dataset) -> float:
             progress,
         )
     runtime.accelerator.free_memory()
-    return progress.history[-1].train_seconds
+    return progress.position.history[-1].train_seconds
 
 
 def stock_seconds(recipe: Recipe, runtime: Runtime, batches: Any, steps: int) -> float:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
-from mnist_accel.errors import TrainingFailed, UserError
+from mnist_accel.errors import Interrupted, TrainingFailed, UserError
 from mnist_accel.recipe import Key, Recipe, RunOptions, keys_of
 
 HELP_WORDS = ("--help", "-h", "help")
@@ -174,6 +174,10 @@ def exit_with_one_line(run: Callable[[], int]) -> NoReturn:
         if os.environ.get("RANK", "0") == "0" or getattr(error, "here_only", False):
             print("error:", " ".join(str(error).split()), file=sys.stderr)
         code = 2 if isinstance(error, UserError) else 3
+    except Interrupted as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{error}; resume=auto goes on from there", file=sys.stderr)
+        code = error.exit_code
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":
             print("interrupted", file=sys.stderr)

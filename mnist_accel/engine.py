@@ -1,18 +1,19 @@
 """The one training loop and the one evaluation. Knows neither console nor files: what it does it tells to callbacks."""
 
 import math
+import signal
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from mnist_accel.data.batches import Batch, TestBatches, TrainBatches
-from mnist_accel.errors import TrainingFailed
+from mnist_accel.errors import Interrupted, TrainingFailed
 from mnist_accel.objective import Objective
 from mnist_accel.optim import WeightAverage
 from mnist_accel.results import EpochStats, Positive
@@ -44,6 +45,18 @@ class Score:
         return 100 * self.correct / self.total
 
 
+@dataclass
+class Position:
+    """How far training has come: with the tensors of a checkpoint, all that going on exactly needs."""
+
+    epoch: int = 0  # finished epochs
+    step: int = 0  # finished steps of the epoch under way
+    loss_sum: float = 0.0  # over their images
+    images: int = 0
+    seconds: float = 0.0  # that they took
+    history: list[EpochStats] = field(default_factory=list)
+
+
 def train(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -58,63 +71,89 @@ def train(
     clip_norm: float = 0.0,
     average: WeightAverage | None = None,
     dry_run: bool = False,
+    position: Position | None = None,
+    save_every: int = 0,
+    stop_signal: Callable[[], int] = lambda: 0,
+    on_save: Callable[[Position], None] = lambda position: None,
     on_step: Callable[[StepInfo], None] = lambda info: None,
     on_epoch: Callable[[EpochStats], None] = lambda stats: None,
     profiler: AbstractContextManager[object] | None = None,
 ) -> list[EpochStats]:
-    """Trains ``model`` (as Accelerate prepared it) and scores it after every epoch.
+    """Trains ``model`` (as Accelerate prepared it) from ``position`` on, and scores it after every epoch.
 
+    ``on_save`` is called on every rank after each ``save_every`` steps (0: never), at each epoch's end before it is
+    scored, and before Interrupted is raised because some rank's ``stop_signal`` was not 0.
     Leaves the model with the weights of the last evaluation, the moving average if there is one.
     """
-    history: list[EpochStats] = []
-    steps_per_epoch = train_batches.steps_per_epoch
+    position = position or Position()
     if accelerator.scaler is None:
         # Accelerate's wrapper searches the disk for an optional package twice a step: 0.3 ms of onepoch's 3.
         # All that it adds here is the gradient scaling of fp16.
         optimizer = getattr(optimizer, "optimizer", optimizer)
+    device = accelerator.device
+    steps_per_epoch = 1 if dry_run else train_batches.steps_per_epoch
+
+    def save() -> None:
+        share_buffers(model, accelerator)
+        on_save(position)
+
     with profiler or nullcontext():
-        for epoch in range(1 if dry_run else epochs):
-            started = synchronised_clock(accelerator.device)
-            loss_sum = 0.0
-            images = 0
+        while position.epoch < (1 if dry_run else epochs):
+            epoch = position.epoch
             model.train()
-            for step, batch in enumerate(islice(train_batches.epoch(epoch), 1 if dry_run else None)):
-                global_step = epoch * steps_per_epoch + step
-                lr = lr_at(global_step)
+            started = synchronised_clock(device)
+            batches = train_batches.epoch(epoch, position.step)
+            for step, batch in zip(range(position.step, steps_per_epoch), batches, strict=False):
+                global_step = epoch * train_batches.steps_per_epoch + step
                 for group in optimizer.param_groups:
-                    group["lr"] = lr
+                    group["lr"] = lr_at(global_step)
                 # From (seed, step, rank), so that no random state needs saving.
-                seed_device(accelerator.device, derive_seed(seed, "dropout", global_step, accelerator.process_index))
-                loss = train_step(model, optimizer, batch, objective, accelerator, clip_norm, epoch, step)
+                seed_device(device, derive_seed(seed, "dropout", global_step, accelerator.process_index))
+                loss, signal_number = train_step(
+                    model, optimizer, batch, objective, accelerator, clip_norm, (epoch, step), stop_signal()
+                )
                 if average:
                     average.update()
-                loss_sum += loss * batch.global_count
-                images += batch.global_count
+                position.step = step + 1
+                position.loss_sum += loss * batch.global_count
+                position.images += batch.global_count
                 on_step(StepInfo(epoch + 1, step + 1, steps_per_epoch, loss, batch.global_count))
-            trained = synchronised_clock(accelerator.device)
+                if signal_number or (save_every and (global_step + 1) % save_every == 0):
+                    position.seconds += synchronised_clock(device) - started
+                    save()
+                    if signal_number:
+                        accelerator.wait_for_everyone()  # a launcher ends all ranks when the first one goes
+                        raise Interrupted(signal_number)
+                    started = synchronised_clock(device)
+            position.seconds += synchronised_clock(device) - started
+            save()
             last = epoch + 1 == epochs or dry_run
+            scored = synchronised_clock(device)
             with average.in_place(restore=not last) if average else nullcontext():
                 share_buffers(model, accelerator)
                 score = evaluate(accelerator.unwrap_model(model), test_batches, objective, accelerator, dry_run)
+            lr = lr_at(epoch * train_batches.steps_per_epoch + position.step - 1)
             if not math.isfinite(score.loss):
                 raise TrainingFailed(f"test loss is {score.loss} after epoch {epoch + 1}. Try a smaller lr than {lr:g}")
             stats = EpochStats(
                 epoch=epoch + 1,
-                steps=step + 1,
-                images=images,
+                steps=position.step,
+                images=position.images,
                 lr=lr,
-                train_loss=loss_sum / images,
+                train_loss=position.loss_sum / position.images,
                 test_loss=score.loss,
                 accuracy=score.accuracy,
                 correct=score.correct,
                 total=score.total,
                 positive=score.positive,
-                train_seconds=trained - started,
-                eval_seconds=synchronised_clock(accelerator.device) - trained,
+                train_seconds=position.seconds,
+                eval_seconds=synchronised_clock(device) - scored,
             )
-            history.append(stats)
+            position.history.append(stats)
+            position.epoch, position.step = epoch + 1, 0
+            position.loss_sum, position.images, position.seconds = 0.0, 0, 0.0
             on_epoch(stats)
-    return history
+    return position.history
 
 
 def train_step(
@@ -124,27 +163,52 @@ def train_step(
     objective: Objective,
     accelerator: Accelerator,
     clip_norm: float,
-    epoch: int,
-    step: int,
-) -> float:
-    """One optimizer step; the mean loss over the global batch. A non-finite loss never reaches the weights."""
+    place: tuple[int, int],
+    stop_signal: int,
+) -> tuple[float, int]:
+    """One optimizer step: the mean loss over the global batch, and the signal that any rank was asked to stop by.
+
+    A non-finite loss never reaches the weights.
+    """
     local_sum = objective.loss_sum(model(batch.images), batch.labels)
     if batch.counted == 0:
         local_sum = local_sum * 0
     # DDP averages gradients over ranks; with unequal shares this factor makes that average the exact gradient.
     loss = local_sum * (accelerator.num_processes / batch.global_count)
-    mean_loss = accelerator.reduce(local_sum.detach(), "sum").item() / batch.global_count
+    shared = sum_over_ranks(local_sum.detach(), stop_signal, accelerator)
+    accelerator.backward(loss)
+    loss_sum, stop_signal = shared()
+    mean_loss = loss_sum / batch.global_count
     if not math.isfinite(mean_loss):
+        epoch, step = place
         raise TrainingFailed(
             f"loss is {mean_loss} at epoch {epoch + 1}, step {step + 1}; the weights were left as they were before it. "
             f"Try a smaller lr than {optimizer.param_groups[0]['lr']:g}, or clip_norm=1"
         )
-    accelerator.backward(loss)
     if clip_norm:
         accelerator.clip_grad_norm_(model.parameters(), clip_norm)
     optimizer.step()
     optimizer.zero_grad()
-    return mean_loss
+    return mean_loss, stop_signal
+
+
+def sum_over_ranks(loss: Tensor, stop_signal: int, accelerator: Accelerator) -> Callable[[], tuple[float, int]]:
+    """Starts to tell all ranks the loss, and to which step they all know of a signal; the result waits for it.
+
+    In one message a step, which travels while backward computes.
+    """
+    if accelerator.num_processes == 1:
+        return lambda: (loss.item(), stop_signal)
+    flags = [float(stop_signal == signal.SIGINT), float(stop_signal == signal.SIGTERM)]
+    message = torch.cat([loss.double().view(1), torch.tensor(flags, dtype=torch.float64, device=loss.device)])
+    pending = torch.distributed.all_reduce(message, async_op=True)
+
+    def result() -> tuple[float, int]:
+        pending.wait()
+        loss_sum, interrupts, terminations = message.tolist()
+        return loss_sum, signal.SIGINT if interrupts else signal.SIGTERM if terminations else 0
+
+    return result
 
 
 @torch.inference_mode()

@@ -1,4 +1,6 @@
-"""The two ways a run ends badly on purpose; everything else is a bug of ours and keeps its traceback."""
+"""The ways a run ends early on purpose; everything else is a bug of ours and keeps its traceback."""
+
+import signal
 
 
 class UserError(Exception):
@@ -14,3 +16,11 @@ class TrainingFailed(Exception):
     def __init__(self, message: str, here_only: bool = False):
         super().__init__(message)
         self.here_only = here_only
+
+
+class Interrupted(Exception):
+    """Asked to stop, by a signal, and saved: exit 128 + its number, as shells say it."""
+
+    def __init__(self, signal_number: int):
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        self.exit_code = 128 + signal_number

@@ -143,6 +143,17 @@ class RunOptions:
         int | None,
         option("device memory the images may take; more are fed from host memory (default: what is free)", ge=0),
     ] = None
+    resume: Annotated[
+        str | None,
+        option(
+            "auto (the newest unfinished run of this recipe, or that in out), a run's folder, or a checkpoint",
+            min_length=1,
+        ),
+    ] = None
+    checkpoint_every: Annotated[int, option("steps between checkpoints; 0: at each epoch's end only", ge=0)] = 0
+    timeout: Annotated[
+        float, option("seconds that one process may keep the others waiting before the run ends", ge=1, le=86_400)
+    ] = 600.0
     dry_run: Annotated[bool, option("one step, one evaluation batch, all files: does it work here?")] = False
 
 

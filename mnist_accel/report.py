@@ -173,6 +173,8 @@ class RunReport:
             ),
             ("run", str(start.folder)),
         ]
+        if start.resumed_from:
+            rows.append(("resumed", start.resumed_from))
         if start.dry_run:
             rows.append(("dry run", "one step and one evaluation batch; the figures mean nothing"))
         facts(self.console, rows)

@@ -4,15 +4,18 @@ import errno
 import json
 import math
 import os
+import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors.torch import save
 from torch import Tensor
 
+from mnist_accel.checkpoint import Facts, newest_first, write_checkpoint
 from mnist_accel.errors import UserError
 
 SCHEMA = 1
@@ -66,7 +69,7 @@ class RunResult:
     """``result.json``: a stable contract. README explains the fields; they are only ever added to."""
 
     schema: int = SCHEMA
-    status: str  # "finished" or "failed"
+    status: str  # "finished", "failed" or "interrupted"
     recipe: str
     model: str
     params: int
@@ -119,6 +122,7 @@ class RunFolder:
         self.path = path
         self.asked = f"out={typed}" if typed else str(path)
         self.problems: list[str] = []
+        self.lock = FileLock(path / LOCK)
         self.tell: Callable[[str], None] = lambda problem: None
 
     def check(self) -> None:
@@ -130,6 +134,10 @@ class RunFolder:
                 raise UserError(
                     f"{self.asked}: already holds a finished run. Name another folder, or move that one away"
                 )
+            if unfinished_run(self.path):
+                raise UserError(
+                    f"{self.asked}: holds an unfinished run. Type resume=auto to go on with it, or name another folder"
+                )
             if foreign := sorted(entry.name for entry in listing(self.path) if not is_ours(entry.name)):
                 raise UserError(f"{self.asked}: holds other files ({foreign[0]}). Name a new or empty folder")
             refuse_unwritable(self.path)
@@ -139,18 +147,25 @@ class RunFolder:
     def unwritable(self, error: OSError) -> UserError:
         return UserError(f"{self.asked}: cannot be written ({error.strerror}). Name another folder with out=DIR")
 
-    def open(self) -> None:
-        """Makes the folder, clean of what an unfinished run has left."""
-        self.check()
+    def open(self, history: Sequence[EpochStats] | None = None) -> None:
+        """Makes the folder, for this run alone: clean, or with the ``history`` that is being gone on from."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / ".writable"
-            probe.write_bytes(b"")
-            probe.unlink()
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"{self.asked}: another run is writing there. Name another folder, or wait") from None
         except OSError as error:
             raise self.unwritable(error) from None
-        for stale in listing(self.path):
-            stale.unlink()
+        if history is None:
+            self.check()  # again, now that nobody else can change it
+            for stale in listing(self.path):
+                if stale.name == CHECKPOINTS:
+                    shutil.rmtree(stale)
+                elif stale.name != LOCK:
+                    stale.unlink()
+        else:
+            lines = "".join(history_line(stats) for stats in history)
+            self._write("history.jsonl", lines.encode())
 
     def write_json(self, name: str, value: object) -> None:
         self._write(name, (json.dumps(finite(value), indent=2, allow_nan=False) + "\n").encode())
@@ -158,9 +173,16 @@ class RunFolder:
     def append_history(self, stats: EpochStats) -> None:
         try:
             with (self.path / "history.jsonl").open("a") as file:
-                file.write(json.dumps(finite(asdict(stats)), allow_nan=False) + "\n")
+                file.write(history_line(stats))
         except OSError as error:
             self._failed("history.jsonl", error)
+
+    def write_checkpoint(self, step: int, tensors: Mapping[str, Tensor], facts: Facts) -> None:
+        name = f"step-{step:09}.safetensors"
+        try:
+            write_checkpoint(self.path / CHECKPOINTS, name, tensors, facts)
+        except OSError as error:
+            self._failed(f"{CHECKPOINTS}/{name}", error)
 
     def write_weights(self, state: Mapping[str, Tensor]) -> None:
         self._write("model.safetensors", save({name: tensor.cpu().contiguous() for name, tensor in state.items()}))
@@ -195,7 +217,13 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-OUR_FILES = {"recipe.json", "history.jsonl", "result.json", "model.safetensors"}
+def history_line(stats: EpochStats) -> str:
+    return json.dumps(finite(asdict(stats)), allow_nan=False) + "\n"
+
+
+CHECKPOINTS = "checkpoints"
+LOCK = ".lock"
+OUR_FILES = {"recipe.json", "history.jsonl", "result.json", "model.safetensors", CHECKPOINTS, LOCK}
 
 
 def is_ours(name: str) -> bool:
@@ -220,6 +248,13 @@ def finished_run(folder: Path) -> bool:
     """A dry run is over as well, but there is nothing in it to lose."""
     result = read_json(folder / "result.json")
     return isinstance(result, dict) and result.get("status") == "finished" and not result.get("dry_run")
+
+
+def unfinished_run(folder: Path) -> bool:
+    """Has something to go on from, and has neither ended nor failed (which it would do again)."""
+    result = read_json(folder / "result.json")
+    ended = isinstance(result, dict) and result.get("status") in ("finished", "failed")
+    return not ended and bool(newest_first(folder / CHECKPOINTS))
 
 
 def read_json(path: Path) -> Any:

@@ -8,27 +8,32 @@ from pathlib import Path
 
 import accelerate
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
 import mnist_accel
+from mnist_accel.checkpoint import Facts, capture, restore
 from mnist_accel.claims import judged
 from mnist_accel.cli import Request, too_small_batch
 from mnist_accel.data.batches import Augmentation, ImageStore, TestBatches, TrainBatches
 from mnist_accel.data.dataset import Dataset, hold_out, load_dataset
-from mnist_accel.engine import StepInfo, train
-from mnist_accel.errors import TrainingFailed, UserError
+from mnist_accel.engine import Position, StepInfo, train
+from mnist_accel.errors import Interrupted, TrainingFailed, UserError
+from mnist_accel.interrupt import watch_for_signals
 from mnist_accel.models import build_model, count_parameters
 from mnist_accel.objective import build_objective
 from mnist_accel.optim import WeightAverage, build_optimizer, lr_factor
 from mnist_accel.recipe import Recipe, RunOptions
 from mnist_accel.results import EpochStats, RunFolder, RunResult, default_folder
+from mnist_accel.resume import Resumption, find_resumption, learning
 from mnist_accel.runtime import (
     Runtime,
     choose_device,
     choose_precision,
+    is_launched,
     is_out_of_memory,
     prepare,
-    refuse_mismatched_data,
+    refuse_mismatch,
     start_runtime,
 )
 from mnist_accel.seeding import derive_seed
@@ -49,6 +54,7 @@ class Start:
     folder: Path
     dry_run: bool
     changed: tuple[str, ...]
+    resumed_from: str | None
 
 
 @dataclass
@@ -66,8 +72,8 @@ class Watcher:
 class Progress:
     """What is known so far, so that a run that fails can still be written down."""
 
-    history: list[EpochStats] = field(default_factory=list)
-    error: TrainingFailed | None = None
+    position: Position = field(default_factory=Position)
+    error: TrainingFailed | Interrupted | None = None
 
 
 def run(request: Request, watcher: Watcher, started: float) -> tuple[RunResult, RunFolder]:
@@ -77,22 +83,39 @@ def run(request: Request, watcher: Watcher, started: float) -> tuple[RunResult, 
     """
     recipe, options = request.recipe, request.options
     assert recipe is not None
-    folder = check(request)
-    runtime = start_runtime(options.precision, options.device, options.threads)
+    folder, resumed = check(request)
+    runtime = start_runtime(options.precision, options.device, options.threads, options.timeout)
     if recipe.batch_size < runtime.world_size:
         raise UserError(too_small_batch(recipe.batch_size, runtime.world_size))
     data = load_dataset(options.dataset, options.data_dir)
-    refuse_mismatched_data(runtime.accelerator, data.checksum)
+    refuse_mismatch(
+        runtime.accelerator,
+        data.checksum,
+        "dataset: the processes hold different data. Give every machine the same MNIST with data_dir=, "
+        "or type dataset=synthetic",
+    )
+    refuse_mismatch(
+        runtime.accelerator,
+        resumed.checkpoint.sha256 if resumed else "",
+        f"resume={options.resume}: the processes found different checkpoints. Use a folder that all machines share",
+    )
+    if resumed and resumed.checkpoint.facts.dataset != data.checksum:
+        raise UserError(
+            f"resume={options.resume}: {resumed.checkpoint.path} was trained on other data than this {data.name}. "
+            "Give the same dataset= and data_dir=, or leave resume out"
+        )
     if recipe.validation:
         data = hold_out(data, recipe.validation)
     main = runtime.accelerator.is_main_process
     if main:
         folder.tell = watcher.on_problem
-        folder.open()
+        folder.open(history_of(resumed) if resumed else None)
+        for complaint in resumed.complaints if resumed else ():
+            watcher.on_problem(complaint)
         folder.write_json("recipe.json", {"recipe": asdict(recipe), "options": asdict(options)})
     runtime.accelerator.wait_for_everyone()
 
-    progress = Progress()
+    progress = Progress(position_of(resumed) if resumed else Position())
     model = new_model(recipe, runtime)
     try:
         fit(
@@ -105,8 +128,9 @@ def run(request: Request, watcher: Watcher, started: float) -> tuple[RunResult, 
             folder,
             watcher if main else Watcher(),
             progress,
+            resumed,
         )
-    except TrainingFailed as error:
+    except (TrainingFailed, Interrupted) as error:
         progress.error = error
     except RuntimeError as error:
         if not is_out_of_memory(error):
@@ -114,7 +138,7 @@ def run(request: Request, watcher: Watcher, started: float) -> tuple[RunResult, 
         half = max(1, recipe.batch_size // 2)
         message = f"batch_size={recipe.batch_size}: the GPU ran out of memory. Type batch_size={half}"
         progress.error = TrainingFailed(message, here_only=True)
-    result = describe(request, runtime, data, model, progress, started)
+    result = describe(request, runtime, data, model, progress, started, resumed)
     if main:
         folder.write_json("result.json", asdict(result))
         if progress.error is None:
@@ -124,18 +148,31 @@ def run(request: Request, watcher: Watcher, started: float) -> tuple[RunResult, 
     return result, folder
 
 
-def check(request: Request) -> RunFolder:
+def check(request: Request) -> tuple[RunFolder, Resumption | None]:
     """Whatever can be refused before a process is spawned, a rank started or a file written."""
     recipe, options = request.recipe, request.options
     assert recipe is not None
     choose_precision(options.precision, choose_device(options.device))
     try:
-        path = Path(options.out).expanduser() if options.out else default_folder(recipe.name)
+        out = Path(options.out).expanduser() if options.out else None
     except RuntimeError:
         raise UserError(f"out={options.out}: there is no such home folder. Name another folder") from None
-    folder = RunFolder(path, options.out)
+    resumed = find_resumption(options.resume, recipe, out) if options.resume else None
+    if resumed:
+        return RunFolder(resumed.folder, options.out), resumed
+    folder = RunFolder(out or default_folder(recipe.name), options.out)
     folder.check()
-    return folder
+    return folder, None
+
+
+def position_of(resumed: Resumption) -> Position:
+    facts = resumed.checkpoint.facts
+    return Position(facts.epoch, facts.step, facts.loss_sum, facts.images, facts.seconds, history_of(resumed))
+
+
+def history_of(resumed: Resumption) -> list[EpochStats]:
+    read = TypeAdapter(EpochStats).validate_python
+    return [read(stats) for stats in resumed.checkpoint.facts.history]
 
 
 def new_model(recipe: Recipe, runtime: Runtime) -> nn.Module:
@@ -155,6 +192,7 @@ def fit(
     folder: RunFolder,
     watcher: Watcher,
     progress: Progress,
+    resumed: Resumption | None = None,
 ) -> None:
     limit = None if options.resident_mb is None else options.resident_mb * 2**20
     store = ImageStore(data.train_images, data.train_labels, runtime.device, limit)
@@ -179,7 +217,7 @@ def fit(
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
     )
-    prepared, optimizer = prepare(runtime, model, optimizer)
+    prepared, prepared_optimizer = prepare(runtime, model, optimizer)
     total_steps = recipe.epochs * train_batches.steps_per_epoch
 
     def lr_at(step: int) -> float:
@@ -193,11 +231,35 @@ def fit(
         )
 
     def on_epoch(stats: EpochStats) -> None:
-        progress.history.append(stats)
         if runtime.accelerator.is_main_process:
             folder.append_history(stats)
             watcher.on_epoch(stats)
 
+    def on_save(position: Position) -> None:
+        if not runtime.accelerator.is_main_process or options.dry_run:
+            return
+        facts = Facts(
+            recipe=learning(recipe),
+            dataset=data.checksum,
+            world_size=runtime.world_size,
+            epoch=position.epoch,
+            step=position.step,
+            loss_sum=position.loss_sum,
+            images=position.images,
+            seconds=position.seconds,
+            history=[asdict(stats) for stats in position.history],
+            average_steps=average.steps if average else 0,
+            scaler=runtime.accelerator.scaler.state_dict() if runtime.accelerator.scaler else {},
+        )
+        steps = position.epoch * train_batches.steps_per_epoch + position.step
+        folder.write_checkpoint(steps, capture(model, optimizer, average), facts)
+
+    if resumed:
+        restore(resumed.checkpoint.tensors, model, optimizer, average)
+        if average:
+            average.steps = resumed.checkpoint.facts.average_steps
+        if runtime.accelerator.scaler and resumed.checkpoint.facts.scaler:
+            runtime.accelerator.scaler.load_state_dict(resumed.checkpoint.facts.scaler)
     watcher.on_start(
         Start(
             recipe,
@@ -211,38 +273,54 @@ def fit(
             folder.path,
             options.dry_run,
             changed,
+            str(resumed.checkpoint.path) if resumed else None,
         )
     )
-    train(
-        prepared,
-        optimizer,
-        train_batches,
-        test_batches,
-        build_objective(recipe.loss, recipe.label_smoothing, recipe.positive_class),
-        runtime.accelerator,
-        epochs=recipe.epochs,
-        lr_at=lr_at,
-        seed=recipe.seed,
-        clip_norm=recipe.clip_norm,
-        average=average,
-        dry_run=options.dry_run,
-        on_step=watcher.on_step,
-        on_epoch=on_epoch,
-    )
+    with watch_for_signals(launched=is_launched()) as stop:
+        train(
+            prepared,
+            prepared_optimizer,
+            train_batches,
+            test_batches,
+            build_objective(recipe.loss, recipe.label_smoothing, recipe.positive_class),
+            runtime.accelerator,
+            epochs=recipe.epochs,
+            lr_at=lr_at,
+            seed=recipe.seed,
+            clip_norm=recipe.clip_norm,
+            average=average,
+            dry_run=options.dry_run,
+            position=progress.position,
+            save_every=options.checkpoint_every,
+            stop_signal=lambda: stop.signal_number,
+            on_save=on_save,
+            on_step=watcher.on_step,
+            on_epoch=on_epoch,
+        )
     if runtime.accelerator.is_main_process:
         folder.write_weights(model.state_dict())
 
 
 def describe(
-    request: Request, runtime: Runtime, data: Dataset, model: nn.Module, progress: Progress, started: float
+    request: Request,
+    runtime: Runtime,
+    data: Dataset,
+    model: nn.Module,
+    progress: Progress,
+    started: float,
+    resumed: Resumption | None,
 ) -> RunResult:
     recipe, options = request.recipe, request.options
     assert recipe is not None
-    history = progress.history
+    history = progress.position.history
+    unfinished = progress.position  # of the epoch that was interrupted
     last = history[-1] if history else None
-    train_seconds = sum(stats.train_seconds for stats in history)
+    train_seconds = sum(stats.train_seconds for stats in history) + unfinished.seconds
+    images = sum(stats.images for stats in history) + unfinished.images
+    status = "interrupted" if isinstance(progress.error, Interrupted) else "failed" if progress.error else "finished"
     result = RunResult(
-        status="failed" if progress.error else "finished",
+        status=status,
+        resumed_from=str(resumed.checkpoint.path) if resumed else None,
         error=None if progress.error is None else str(progress.error),
         recipe=recipe.name,
         model=recipe.model,
@@ -253,7 +331,7 @@ def describe(
         test_images=len(data.test_labels),
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
-        optimizer_steps=sum(stats.steps for stats in history),
+        optimizer_steps=sum(stats.steps for stats in history) + unfinished.step,
         seed=recipe.seed,
         device=runtime.device_name,
         world_size=runtime.world_size,
@@ -268,7 +346,7 @@ def describe(
         train_seconds=train_seconds,
         eval_seconds=sum(stats.eval_seconds for stats in history),
         total_seconds=time.perf_counter() - started,
-        images_per_second=sum(stats.images for stats in history) / train_seconds if history else 0.0,
+        images_per_second=images / train_seconds if train_seconds else 0.0,
         claims=[],
         dry_run=options.dry_run,
         command=list(request.command),

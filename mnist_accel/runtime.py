@@ -6,10 +6,11 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
 from torch.optim import Optimizer
 
@@ -49,6 +50,11 @@ def launched_world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_launched() -> bool:
+    """Whether accelerate launch, torchrun or processes=N started this process."""
+    return "WORLD_SIZE" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
+
+
 def has_to_spawn(processes: int) -> bool:
     """Whether ``processes=N`` still has to be acted on; not inside the job that it started."""
     if processes == 1 or os.environ.get(SPAWNED):
@@ -86,7 +92,7 @@ def choose_precision(asked: str, device: str) -> str:
     return chosen
 
 
-def start_runtime(precision: str = "auto", device: str = "auto", threads: int = 0) -> Runtime:
+def start_runtime(precision: str = "auto", device: str = "auto", threads: int = 0, timeout: float = 600.0) -> Runtime:
     device = choose_device(device)
     precision = choose_precision(precision, device)
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", launched_world_size()))
@@ -98,7 +104,10 @@ def start_runtime(precision: str = "auto", device: str = "auto", threads: int = 
         cpu=device == "cpu",
         mixed_precision="no" if precision == "fp32" else precision,
         # Buffers are made equal where it matters, before evaluating and saving, instead of in every forward pass.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=timeout)),
+        ],
     )
     torch.set_num_threads(threads)
     name = "cpu" if device == "cpu" else torch.cuda.get_device_name(accelerator.device)
@@ -131,19 +140,16 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     )
 
 
-def refuse_mismatched_data(accelerator: Accelerator, checksum: str) -> None:
-    """Ranks that train on different data would disagree silently."""
+def refuse_mismatch(accelerator: Accelerator, checksum: str, message: str) -> None:
+    """Ranks that train on different data, or from different checkpoints, would disagree silently."""
     if accelerator.num_processes == 1:
         return
-    mine = torch.tensor(list(bytes.fromhex(checksum)), dtype=torch.int64, device=accelerator.device)
+    mine = torch.tensor(list(bytes.fromhex(checksum.ljust(64, "0"))), dtype=torch.int64, device=accelerator.device)
     low, high = mine.clone(), mine.clone()
     torch.distributed.all_reduce(low, torch.distributed.ReduceOp.MIN)
     torch.distributed.all_reduce(high, torch.distributed.ReduceOp.MAX)
     if not torch.equal(low, high):
-        raise UserError(
-            "dataset: the processes hold different data. Give every machine the same MNIST with data_dir=, "
-            "or type dataset=synthetic"
-        )
+        raise UserError(message)
 
 
 def spawn(processes: int, script: str, argv: Sequence[str]) -> int:

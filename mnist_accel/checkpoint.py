@@ -1,0 +1,195 @@
+"""Checkpoints: one safetensors file each, verified before anything in it is used, and never unpickled.
+
+A file holds the tensors, and as JSON in its header the facts that are no tensors. The SHA-256 beside them covers all
+of it, so a flipped bit or a cut-off tail is noticed wherever it is. A file is written aside, synced and renamed; older
+ones are pruned only after that.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from mnist_accel.optim import WeightAverage
+from mnist_accel.recipe import CONFIG
+
+KEEP = 2
+MAX_BYTES = 1 << 30  # ours stay below a megabyte; a hostile one must not fill the memory
+
+Count = Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class Facts:
+    """What was being trained and how far it was: everything in a checkpoint that is no tensor."""
+
+    recipe: dict[str, Any]
+    dataset: str  # checksum
+    world_size: Count
+    epoch: Count  # finished epochs
+    step: Count  # finished steps of the epoch under way
+    loss_sum: float  # over the images of those steps
+    images: Count
+    seconds: float  # that those steps took
+    history: list[dict[str, Any]] = field(default_factory=list)
+    average_steps: Count = 0
+    scaler: dict[str, float] = field(default_factory=dict)
+    strides: dict[str, list[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, config={"arbitrary_types_allowed": True})
+class Checkpoint:
+    path: Path
+    sha256: str
+    facts: Facts
+    tensors: dict[str, Tensor]
+
+
+class DamagedCheckpoint(ValueError):
+    """Not a checkpoint as we write them: says why."""
+
+
+def capture(model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None) -> dict[str, Tensor]:
+    """All tensors that training would need to go on as if nothing had happened."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items() if isinstance(value, Tensor)}
+    if average is not None:
+        tensors |= {f"average.{index}": tensor for index, tensor in enumerate(average.average)}
+    return tensors
+
+
+def restore(
+    tensors: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None
+) -> None:
+    """The inverse of ``capture``, in place: what holds on to the model's tensors holds on to them still."""
+    model.load_state_dict(dict(under("model.", tensors)))
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in under("optimizer.", tensors):
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    if average is not None:
+        for index, tensor in under("average.", tensors):
+            average.average[int(index)].copy_(tensor)
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    return ((name.removeprefix(prefix), tensor) for name, tensor in tensors.items() if name.startswith(prefix))
+
+
+def write_checkpoint(folder: Path, name: str, tensors: Mapping[str, Tensor], facts: Facts) -> Path:
+    """Commits a checkpoint, then prunes all but the newest. OSError, with nothing pruned, where the disk is full."""
+    packed = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    # safetensors keeps values in row-major order only; fused optimizers differ if a state comes back in another one.
+    strides = {key: list(tensor.stride()) for key, tensor in tensors.items()}
+    text = json.dumps(asdict(facts) | {"strides": strides}, sort_keys=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / name
+    aside = folder / f".{name}.{os.getpid()}"
+    try:
+        with aside.open("wb") as file:
+            file.write(save(packed, metadata={"facts": text, "sha256": digest(text, packed)}))
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(target)
+        sync_folder(folder)
+    finally:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+    for old in newest_first(folder)[KEEP:]:
+        with suppress(OSError):
+            old.unlink()
+    return target
+
+
+def sync_folder(folder: Path) -> None:
+    """A rename is on the disk only when its folder is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    whole = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        whole.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
+        whole.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return whole.hexdigest()
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """A verified checkpoint; DamagedCheckpoint says what is wrong with the file."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise DamagedCheckpoint(f"has more than {MAX_BYTES:,} bytes")
+        content = path.read_bytes()
+        metadata = header(content)
+        packed = load(content)
+        if digest(metadata["facts"], packed) != metadata["sha256"]:
+            raise DamagedCheckpoint("its SHA-256 is not the one that it was stored with")
+        facts: Facts = TypeAdapter(Facts).validate_json(metadata["facts"])
+        tensors = {name: with_strides(tensor, facts.strides[name]) for name, tensor in packed.items()}
+    except DamagedCheckpoint:
+        raise
+    except (OSError, SafetensorError, ValidationError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise DamagedCheckpoint(" ".join(str(error).split())[:200] or type(error).__name__) from None
+    return Checkpoint(path, metadata["sha256"], facts, tensors)
+
+
+def header(content: bytes) -> dict[str, str]:
+    """The texts in a safetensors header: eight bytes of length, then JSON."""
+    size = int.from_bytes(content[:8], "little")
+    if not 0 < size <= len(content) - 8:
+        raise DamagedCheckpoint("its header is cut off")
+    metadata: dict[str, str] = json.loads(content[8 : 8 + size])["__metadata__"]
+    return metadata
+
+
+def with_strides(tensor: Tensor, strides: list[int]) -> Tensor:
+    if list(tensor.stride()) == strides:
+        return tensor
+    if not is_dense_order(list(tensor.shape), strides):
+        raise DamagedCheckpoint(f"strides {strides} do not fit {list(tensor.shape)}")
+    return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype).copy_(tensor)
+
+
+def is_dense_order(shape: list[int], strides: list[int]) -> bool:
+    """Whether the strides only order the axes of one dense block: those of a file must not reach beyond it."""
+    if len(shape) != len(strides) or min(strides, default=0) < 0:
+        return False
+    expected = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(strides, shape, strict=True) if size > 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"), reverse=True) if folder.is_dir() else []
+
+
+def newest_intact(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that verifies, and a line for each newer one that does not."""
+    complaints: list[str] = []
+    for path in newest_first(folder):
+        try:
+            return read_checkpoint(path), complaints
+        except DamagedCheckpoint as error:
+            complaints.append(f"{path}: {error}")
+    return None, complaints

@@ -1,0 +1,39 @@
+"""SIGTERM, Ctrl-C or the launcher's death, noticed between two steps, so that a run can save before it ends."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class StopRequest:
+    """``signal_number`` is 0 until this process is asked to stop, then the signal that asked."""
+
+    def __init__(self, launched: bool):
+        self.received = 0
+        # accelerate launch dies of SIGTERM without passing it on, and its child must not train on alone. Without a
+        # launcher the parent is a shell, which may go away while training is meant to stay.
+        self.launcher = os.getppid() if launched else None
+
+    @property
+    def signal_number(self) -> int:
+        if not self.received and self.launcher is not None and os.getppid() != self.launcher:
+            self.received = signal.SIGTERM
+        return self.received
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        # A second signal changes nothing: the launcher sends its own after the terminal's.
+        self.received = self.received or number
+
+
+@contextmanager
+def watch_for_signals(launched: bool) -> Iterator[StopRequest]:
+    """Inside, SIGINT and SIGTERM are only noted down."""
+    request = StopRequest(launched)
+    before = {number: signal.signal(number, request.receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
