@@ -5,6 +5,9 @@ import time
 STARTED = time.perf_counter()  # total_seconds counts from the first line, imports included
 
 import os
+
+PARENT = os.getppid()  # the launcher may be gone by the time torch is imported
+
 import sys
 
 import recipes
@@ -23,7 +26,7 @@ def main() -> int:
     shown = report.RunReport(report.make_console())
     watcher = run.Watcher(shown.on_start, shown.on_step, shown.on_epoch, shown.on_problem, shown.on_end)
     try:
-        _, folder = run.run(request, watcher, STARTED)
+        _, folder = run.run(request, watcher, STARTED, PARENT)
     finally:
         shown.stop()
     return 4 if folder.problems or report.Output.lost else 0

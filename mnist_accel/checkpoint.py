@@ -108,7 +108,9 @@ def write_checkpoint(folder: Path, name: str, tensors: Mapping[str, Tensor], fac
     finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
-    for old in newest_first(folder)[KEEP:]:
+    # Newer ones, which a resume had to pass over, must not cost this one its place.
+    older = [path for path in newest_first(folder) if path.name < name]
+    for old in [*older[KEEP - 1 :], *folder.glob(".*.safetensors.*")]:  # and what a kill left half-written
         with suppress(OSError):
             old.unlink()
     return target

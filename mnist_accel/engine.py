@@ -122,7 +122,6 @@ def train(
                     position.seconds += synchronised_clock(device) - started
                     save()
                     if signal_number:
-                        accelerator.wait_for_everyone()  # a launcher ends all ranks when the first one goes
                         raise Interrupted(signal_number)
                     started = synchronised_clock(device)
             position.seconds += synchronised_clock(device) - started

@@ -5,16 +5,19 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
+
+from mnist_accel.errors import Interrupted
 
 
 class StopRequest:
     """``signal_number`` is 0 until this process is asked to stop, then the signal that asked."""
 
-    def __init__(self, launched: bool):
+    def __init__(self, launcher: int | None):
         self.received = 0
         # accelerate launch dies of SIGTERM without passing it on, and its child must not train on alone. Without a
         # launcher the parent is a shell, which may go away while training is meant to stay.
-        self.launcher = os.getppid() if launched else None
+        self.launcher = launcher
 
     @property
     def signal_number(self) -> int:
@@ -28,12 +31,18 @@ class StopRequest:
 
 
 @contextmanager
-def watch_for_signals(launched: bool) -> Iterator[StopRequest]:
-    """Inside, SIGINT and SIGTERM are only noted down."""
-    request = StopRequest(launched)
-    before = {number: signal.signal(number, request.receive) for number in (signal.SIGINT, signal.SIGTERM)}
+def watch_for_signals(launcher: int | None) -> Iterator[StopRequest]:
+    """Inside, SIGINT and SIGTERM are only noted down, and so is it when our parent is not ``launcher`` any more."""
+    request = StopRequest(launcher)
+    before: dict[signal.Signals, Any] = {
+        number: signal.signal(number, request.receive) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield request
+    except Interrupted:
+        # What is left is to write it down and to go: the launcher's signal, after the terminal's, must not cut it off.
+        before = dict.fromkeys(before, signal.SIG_IGN)
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

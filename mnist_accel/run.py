@@ -76,8 +76,8 @@ class Progress:
     error: TrainingFailed | Interrupted | None = None
 
 
-def run(request: Request, watcher: Watcher, started: float) -> tuple[RunResult, RunFolder]:
-    """Trains ``request.recipe`` here; ``started`` is the clock at the process's first line.
+def run(request: Request, watcher: Watcher, started: float, parent: int | None = None) -> tuple[RunResult, RunFolder]:
+    """Trains ``request.recipe`` here; ``started`` and ``parent`` are clock and parent at the process's first line.
 
     Raises UserError before anything is written, TrainingFailed after the failed run has been written down.
     """
@@ -129,6 +129,7 @@ def run(request: Request, watcher: Watcher, started: float) -> tuple[RunResult, 
             watcher if main else Watcher(),
             progress,
             resumed,
+            parent if is_launched() else None,
         )
     except (TrainingFailed, Interrupted) as error:
         progress.error = error
@@ -144,6 +145,8 @@ def run(request: Request, watcher: Watcher, started: float) -> tuple[RunResult, 
         if progress.error is None:
             watcher.on_end(result)
     if progress.error is not None:
+        if not getattr(progress.error, "here_only", False):
+            runtime.accelerator.wait_for_everyone()  # a launcher ends all ranks when the first one goes
         raise progress.error
     return result, folder
 
@@ -193,6 +196,7 @@ def fit(
     watcher: Watcher,
     progress: Progress,
     resumed: Resumption | None = None,
+    launcher: int | None = None,
 ) -> None:
     limit = None if options.resident_mb is None else options.resident_mb * 2**20
     store = ImageStore(data.train_images, data.train_labels, runtime.device, limit)
@@ -255,7 +259,13 @@ def fit(
         folder.write_checkpoint(steps, capture(model, optimizer, average), facts)
 
     if resumed:
-        restore(resumed.checkpoint.tensors, model, optimizer, average)
+        try:
+            restore(resumed.checkpoint.tensors, model, optimizer, average)
+        except (RuntimeError, ValueError, KeyError, IndexError):
+            raise UserError(
+                f"resume={options.resume}: {resumed.checkpoint.path} does not fit the network as it is now. "
+                "Leave resume out to start a new run"
+            ) from None
         if average:
             average.steps = resumed.checkpoint.facts.average_steps
         if runtime.accelerator.scaler and resumed.checkpoint.facts.scaler:
@@ -276,7 +286,7 @@ def fit(
             str(resumed.checkpoint.path) if resumed else None,
         )
     )
-    with watch_for_signals(launched=is_launched()) as stop:
+    with watch_for_signals(launcher) as stop:
         train(
             prepared,
             prepared_optimizer,

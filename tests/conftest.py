@@ -8,13 +8,14 @@ import json
 import os
 import pty
 import resource
+import signal
 import struct
 import subprocess
 import sys
 import termios
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import Tensor, nn
 
+from mnist_accel.checkpoint import Checkpoint, Facts, capture, restore, write_checkpoint
 from mnist_accel.data.batches import Augmentation, ImageStore, TestBatches, TrainBatches
 from mnist_accel.data.dataset import Dataset, load_dataset
 from mnist_accel.data.synthetic import draw_dataset
-from mnist_accel.engine import StepInfo, train
+from mnist_accel.engine import Position, StepInfo, train
 from mnist_accel.models import build_model
 from mnist_accel.objective import build_objective
 from mnist_accel.optim import WeightAverage, build_optimizer
@@ -35,7 +37,7 @@ from mnist_accel.runtime import Runtime, prepare, start_runtime
 from mnist_accel.seeding import derive_seed
 
 ROOT = Path(__file__).resolve().parent.parent
-KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
+KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH")
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "ACCELERATE_MIXED_PRECISION")
 
 
@@ -122,6 +124,8 @@ def fit_(
     optimizer: str = "adamw",
     lr_at: Callable[[int], float] = lambda step: 0.01,
     momentum: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
     batch_size: int = 100,
     epochs: int = 1,
     seed: int = 0,
@@ -132,8 +136,15 @@ def fit_(
     dry_run: bool = False,
     keep_states: bool = False,
     catch: type[Exception] | tuple[()] = (),
+    save_every: int = 0,
+    save_in: Path | None = None,
+    stop_after_steps: int = 0,
+    resumed: Checkpoint | None = None,
 ) -> Fitted:
-    """The real network, batches, optimizer and engine on ``data``; exceptions of the type ``catch`` are handed back."""
+    """The real network, batches, optimizer and engine on ``data``; exceptions of the type ``catch`` are handed back.
+
+    With ``save_in`` every save is a checkpoint there; a SIGTERM comes during step ``stop_after_steps``.
+    """
     stores = [
         ImageStore(images, labels, runtime.device, resident_bytes)
         for images, labels in ((data.train_images, data.train_labels), (data.test_images, data.test_labels))
@@ -142,15 +153,43 @@ def fit_(
     torch.manual_seed(derive_seed(seed, "weights"))
     model = build_model(network, dropout).to(runtime.device, memory_format=torch.channels_last)
     chosen = build_optimizer(
-        optimizer, model.parameters(), lr=lr_at(0), momentum=momentum, nesterov=False, weight_decay=0.0
+        optimizer, model.parameters(), lr=lr_at(0), momentum=momentum, nesterov=nesterov, weight_decay=weight_decay
     )
+    average = WeightAverage(model, ema) if ema else None
+    position = Position()
+    if resumed:
+        restore(resumed.tensors, model, chosen, average)
+        facts = resumed.facts
+        history = [EpochStats(**stats) for stats in facts.history]
+        position = Position(facts.epoch, facts.step, facts.loss_sum, facts.images, facts.seconds, history)
+        if average:
+            average.steps = facts.average_steps
+    unprepared = chosen
     prepared, chosen = prepare(runtime, model, chosen)
-    fitted = Fitted(model, TestBatches(stores[1], batch_size=50, **normalisation))
+    fitted = Fitted(model, TestBatches(stores[1], batch_size=50, **normalisation), list(position.history))
 
     def on_step(info: StepInfo) -> None:
         fitted.steps.append(info)
         if keep_states:
             fitted.states.append({name: value.clone() for name, value in model.state_dict().items()})
+
+    def on_save(position: Position) -> None:
+        if save_in is None:
+            return
+        where = {name: value for name, value in vars(position).items() if name != "history"}
+        facts = Facts(
+            recipe={},
+            dataset=data.checksum,
+            world_size=runtime.world_size,
+            history=[asdict(stats) for stats in position.history],
+            average_steps=average.steps if average else 0,
+            **where,
+        )
+        name = f"{position.epoch}-{position.step}.safetensors"
+        write_checkpoint(save_in, name, capture(model, unprepared, average), facts)
+
+    def stop_signal() -> int:
+        return signal.SIGTERM if len(fitted.steps) + 1 == stop_after_steps else 0
 
     try:
         train(
@@ -164,8 +203,12 @@ def fit_(
             lr_at=lr_at,
             seed=seed,
             clip_norm=clip_norm,
-            average=WeightAverage(model, ema) if ema else None,
+            average=average,
             dry_run=dry_run,
+            position=position,
+            save_every=save_every,
+            stop_signal=stop_signal,
+            on_save=on_save,
             on_step=on_step,
             on_epoch=fitted.history.append,
         )

@@ -220,6 +220,7 @@ def a_start(**changes: Any) -> Any:
         "folder": "runs/x",
         "dry_run": True,
         "changed": ("lr",),
+        "resumed_from": None,
     }
     return SimpleNamespace(**{**whole, **changes})
 
@@ -237,6 +238,11 @@ def test_the_banner_tells_what_is_in_effect_and_why(capsys: pytest.CaptureFixtur
         "run       runs/x",
         "dry run   one step and one evaluation batch; the figures mean nothing",
     ]
+
+
+def test_the_banner_tells_where_it_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    report.RunReport(report.make_console()).on_start(a_start(resumed_from="runs/x/checkpoints/y.safetensors"))
+    assert "resumed   runs/x/checkpoints/y.safetensors" in capsys.readouterr().out.splitlines()
 
 
 def test_stopping_twice_or_before_the_start_is_harmless(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 
 import recipes
 from mnist_accel import cli, run
+from mnist_accel.checkpoint import Facts, read_checkpoint
 from mnist_accel.errors import UserError
-from mnist_accel.results import EpochStats, Positive, RunFolder, default_folder, finished_run
+from mnist_accel.results import LOCK, EpochStats, Positive, RunFolder, default_folder, finished_run
 
 STATS = EpochStats(
     epoch=1,
@@ -35,7 +36,7 @@ STATS = EpochStats(
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if path.name != LOCK)
 
 
 @pytest.fixture
@@ -134,6 +135,19 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(folder: RunFolder, monkeyp
     assert len(order) == 2 and order[0].startswith("synced ['.result.json.") and order[1] == "named result.json"
 
 
+def test_a_full_disk_costs_a_checkpoint_and_keeps_the_one_before(folder: RunFolder) -> None:
+    told: list[str] = []
+    folder.tell = told.append
+    facts = Facts(recipe={}, dataset="", world_size=1, epoch=0, step=1, loss_sum=0, images=1, seconds=1)
+    folder.write_checkpoint(1, {"model.a": torch.ones(1000)}, facts)
+    with disk_full_after(2_000):
+        folder.write_checkpoint(2, {"model.a": torch.zeros(1000)}, facts)
+    saved = folder.path / "checkpoints"
+    assert told == [f"{saved / 'step-000000002.safetensors'} could not be written: File too large"]
+    assert names(saved) == ["step-000000001.safetensors"]
+    assert read_checkpoint(saved / "step-000000001.safetensors").tensors["model.a"].sum() == 1000
+
+
 # Folders
 
 
@@ -149,6 +163,43 @@ def test_a_finished_run_is_refused(tmp_path: Path) -> None:
     for refuse in (folder.check, folder.open):
         with pytest.raises(UserError, match=r"^out=my/run: already holds a finished run\. Name another folder, or "):
             refuse()
+
+
+@pytest.mark.parametrize("left", [None, {"status": "interrupted"}, "half a fi"])
+def test_an_unfinished_run_is_refused_and_left_as_it_is(tmp_path: Path, left: Any) -> None:
+    """Something to go on from is worth more than the name of a folder."""
+    put(tmp_path / "checkpoints", "step-000000001.safetensors", "")
+    if left is not None:
+        put(tmp_path, "result.json", left)
+    before = names(tmp_path)
+    for refuse in (RunFolder(tmp_path, "my/run").check, RunFolder(tmp_path, "my/run").open):
+        with pytest.raises(UserError, match=r"^out=my/run: holds an unfinished run\. Type resume=auto to go"):
+            refuse()
+    assert names(tmp_path) == before and names(tmp_path / "checkpoints") == ["step-000000001.safetensors"]
+
+
+def test_the_checkpoints_of_a_failed_run_are_nothing_to_go_on_from(tmp_path: Path) -> None:
+    """It would fail again."""
+    put(tmp_path / "checkpoints", "step-000000001.safetensors", "")
+    put(tmp_path, "result.json", {"status": "failed"})
+    RunFolder(tmp_path).open()
+    assert names(tmp_path) == []
+
+
+def test_two_runs_cannot_write_to_one_folder_at_once(folder: RunFolder) -> None:
+    for history in (None, []):
+        with pytest.raises(UserError, match=r"^out=run: another run is writing there\. Name another folder, or wait$"):
+            RunFolder(folder.path, "run").open(history)
+    assert names(folder.path) == []
+
+
+def test_going_on_keeps_the_files_and_takes_back_the_history(tmp_path: Path) -> None:
+    """An epoch that was told after the last checkpoint will be told again."""
+    put(tmp_path, "recipe.json", "{}")
+    put(tmp_path, "history.jsonl", "{}\n{}\n{}\n")
+    RunFolder(tmp_path).open([STATS])
+    assert names(tmp_path) == ["history.jsonl", "recipe.json"]
+    assert json.loads((tmp_path / "history.jsonl").read_text()) == asdict(STATS)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +259,7 @@ def test_a_name_that_no_folder_can_have_is_the_users_mistake(out: str) -> None:
 def test_out_below_the_home_folder_may_be_typed_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     request = cli.parse(["recipe=is3", "out=~/run"], recipes.names(), recipes.load)
-    assert run.check(request).path == tmp_path / "run"
+    assert run.check(request)[0].path == tmp_path / "run"
 
 
 def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,14 +311,14 @@ def test_a_full_disk_does_not_stop_the_training_and_the_exit_code_tells(
     assert ended.returncode == 4
     lines = ended.stdout.splitlines()
     problems = [line for line in lines if "could not be written" in line]
-    assert len(problems) == 3
-    for line, name in zip(problems, ("recipe.json", "model.safetensors", "result.json"), strict=True):
+    written = ("recipe.json", "checkpoints/step-000000060.safetensors", "model.safetensors", "result.json")
+    for line, name in zip(problems, written, strict=True):
         assert str(out / name) in line and "File too large" in line
     (epoch,) = [line for line in lines if line.startswith("epoch 1/1")]
-    assert lines.index(problems[0]) < lines.index(epoch) < lines.index(problems[1])
+    assert lines.index(problems[1]) < lines.index(epoch) < lines.index(problems[2])
     assert any(line.startswith("accuracy") and "of 10,000" in line for line in lines)
     assert ended.stderr == ""
-    assert names(out) == ["history.jsonl"]
+    assert names(out) == ["checkpoints", "history.jsonl"] and names(out / "checkpoints") == []
     assert json.loads((out / "history.jsonl").read_text())["total"] == 10_000
 
 

@@ -1,0 +1,117 @@
+"""The same result on one process or many: real gloo ranks, in double precision where equality has to be tight."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT
+from one_rank import EPOCHS, FEW_TEST_IMAGES, TEST_IMAGES, TRAIN_IMAGES
+from safetensors.torch import load_file
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Said:
+    facts: dict[str, Any]
+    weights: dict[str, Tensor]
+
+
+Ranks = Callable[[int, str], Said]
+
+
+@pytest.fixture(scope="module")
+def ranks(clean_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Ranks:
+    """What rank 0 of a job of ``world_size`` processes wrote down; each job runs once."""
+    known: dict[tuple[int, str], Said] = {}
+
+    def ranks(world_size: int, what: str) -> Said:
+        if (world_size, what) not in known:
+            folder = tmp_path_factory.mktemp(f"{what}-{world_size}")
+            known[world_size, what] = run_ranks(world_size, what, folder, clean_environment)
+        return known[world_size, what]
+
+    return ranks
+
+
+def run_ranks(world_size: int, what: str, folder: Path, environment: dict[str, str]) -> Said:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    job = {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
+    job |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(ROOT / "tests" / "one_rank.py"), str(folder), what],
+            cwd=ROOT,
+            env=environment | (job | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if world_size > 1 else {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(world_size)
+    ]
+    try:
+        ended = [process.communicate(timeout=240)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0] * world_size, "\n".join(ended)
+    weights = folder / "weights.safetensors"
+    facts = json.loads((folder / "said.json").read_text())
+    assert facts["world_size"] == world_size
+    return Said(facts, load_file(weights) if os.path.exists(weights) else {})
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_many_processes_take_the_steps_of_one(ranks: Ranks, world_size: int) -> None:
+    """In batches that do not divide, and in one with fewer images than processes; augmented, clipped and averaged."""
+    one, many = ranks(1, "exact"), ranks(world_size, "exact")
+    assert len(one.facts["losses"]) == 8 and any(name.startswith("8.") for name in one.weights)
+    assert many.facts["losses"] == pytest.approx(one.facts["losses"], rel=1e-12, abs=1e-12)
+    for name, tensor in one.weights.items():
+        torch.testing.assert_close(many.weights[name], tensor, rtol=0, atol=1e-12, msg=lambda m, name=name: name + m)
+    first, last = (one.weights[f"{step}.network.{layer(one)}"] for step in (1, 8))
+    assert (first - last).abs().max() > 1e-3  # they did move
+
+
+def layer(said: Said) -> str:
+    return next(name.removeprefix("1.network.") for name in said.weights if name.startswith("1.network."))
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_the_learning_rate_is_the_same_at_every_step(ranks: Ranks, world_size: int) -> None:
+    """A scheduler prepared by Accelerate steps once for every process."""
+    rates = ranks(world_size, "exact").facts["rates"]
+    assert rates == ranks(1, "exact").facts["rates"]
+    assert len(set(rates)) == 8 and rates[-1] == pytest.approx(0.05 * 1e-4)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_every_training_image_counts_once_an_epoch(ranks: Ranks, world_size: int) -> None:
+    assert ranks(world_size, "exact").facts["images"] == [TRAIN_IMAGES] * EPOCHS
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 7])
+def test_every_test_image_is_scored_once_also_where_some_processes_have_none(ranks: Ranks, world_size: int) -> None:
+    one, many = ranks(1, "score").facts["scores"], ranks(world_size, "score").facts["scores"]
+    assert [total for _, total, _ in many] == [TEST_IMAGES, FEW_TEST_IMAGES]
+    for (correct, total, loss), alone in zip(many, one, strict=True):
+        assert [correct, total] == alone[:2]
+        assert loss == pytest.approx(alone[2], rel=1e-6)
+
+
+def test_batch_norms_statistics_are_made_equal_before_every_score_and_save(ranks: Ranks) -> None:
+    said = ranks(2, "statistics").facts
+    # In training they are not: each process sees its own part of the batch. At step 4, right after a save, both see
+    # the one image that the batch has.
+    assert said["own_buffers_differed"] == [True, True, True, False, True, True, True, True]
+    assert not any(said["buffers_differ"]) and len(said["buffers_differ"]) == 5
+    assert [total for _, total, _ in said["scores"]] == [TEST_IMAGES] * EPOCHS
