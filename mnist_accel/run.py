@@ -24,12 +24,15 @@ from mnist_accel.recipe import Recipe, RunOptions
 from mnist_accel.results import EpochStats, RunFolder, RunResult, default_folder
 from mnist_accel.runtime import (
     Runtime,
+    check_launcher,
     choose_device,
     choose_precision,
     is_out_of_memory,
     prepare,
     refuse_mismatched_data,
+    refuse_too_few_gpus,
     start_runtime,
+    together,
 )
 from mnist_accel.seeding import derive_seed
 
@@ -81,16 +84,16 @@ def run(request: Request, watcher: Watcher, started: float) -> tuple[RunResult, 
     runtime = start_runtime(options.precision, options.device, options.threads)
     if recipe.batch_size < runtime.world_size:
         raise UserError(too_small_batch(recipe.batch_size, runtime.world_size))
-    data = load_dataset(options.dataset, options.data_dir)
+    data = together(runtime.accelerator, lambda: load_dataset(options.dataset, options.data_dir))
     refuse_mismatched_data(runtime.accelerator, data.checksum)
     if recipe.validation:
         data = hold_out(data, recipe.validation)
     main = runtime.accelerator.is_main_process
     if main:
         folder.tell = watcher.on_problem
-        folder.open()
+    together(runtime.accelerator, lambda: folder.open() if main else None)
+    if main:
         folder.write_json("recipe.json", {"recipe": asdict(recipe), "options": asdict(options)})
-    runtime.accelerator.wait_for_everyone()
 
     progress = Progress()
     model = new_model(recipe, runtime)
@@ -111,8 +114,10 @@ def run(request: Request, watcher: Watcher, started: float) -> tuple[RunResult, 
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        half = max(1, recipe.batch_size // 2)
-        message = f"batch_size={recipe.batch_size}: the GPU ran out of memory. Type batch_size={half}"
+        owner = "machine" if runtime.device.type == "cpu" else "GPU"
+        smaller = recipe.batch_size // 2
+        remedy = f"Type batch_size={smaller}" if smaller else "Even one image is too much for it"
+        message = f"batch_size={recipe.batch_size}: the {owner} ran out of memory. {remedy}"
         progress.error = TrainingFailed(message, here_only=True)
     result = describe(request, runtime, data, model, progress, started)
     if main:
@@ -120,6 +125,9 @@ def run(request: Request, watcher: Watcher, started: float) -> tuple[RunResult, 
         if progress.error is None:
             watcher.on_end(result)
     if progress.error is not None:
+        if not progress.error.here_only:
+            # A launcher ends all ranks as soon as one has ended: not before rank 0 has written this down.
+            runtime.accelerator.wait_for_everyone()
         raise progress.error
     return result, folder
 
@@ -128,7 +136,10 @@ def check(request: Request) -> RunFolder:
     """Whatever can be refused before a process is spawned, a rank started or a file written."""
     recipe, options = request.recipe, request.options
     assert recipe is not None
-    choose_precision(options.precision, choose_device(options.device))
+    check_launcher()
+    device = choose_device(options.device)
+    choose_precision(options.precision, device)
+    refuse_too_few_gpus(device, options.processes or 1)
     try:
         path = Path(options.out).expanduser() if options.out else default_folder(recipe.name)
     except RuntimeError:
