@@ -73,10 +73,9 @@ class Measured:
     """What we saw on real MNIST: means over seeds at the last epoch, and the command that printed them."""
 
     accuracy: float
-    spread: float
     seeds: int
-    train_seconds: float
     command: str
+    spread: float | None = None  # standard deviation over the seeds
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)

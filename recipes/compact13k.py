@@ -11,9 +11,12 @@ Gaps and contradictions, and what this recipe does:
   Its training accuracies (93.31 and 99.31 %) are not: this program does not measure any.
 - The log's range over its last ten epochs, 99.31 to 99.44, is what a faithful copy should land in.
 - Dropout stands element-wise (`Dropout`, not `Dropout2d`) after each 3×3 convolution's batch norm, as in the script.
+
+Measured on the test images, one seed: 99.29 % after epoch 20 (98.39 after epoch 1; test loss 0.0197), by
+    python launch.py recipe=compact13k threads=1
 """
 
-from mnist_accel.recipe import Claim, Recipe
+from mnist_accel.recipe import Claim, Measured, Recipe
 
 RECIPE = Recipe(
     name="compact13k",
@@ -32,4 +35,5 @@ RECIPE = Recipe(
         Claim(metric="test_loss", relation="<=", value=0.0528, epoch=1, note="its log"),
         Claim(metric="test_loss", relation="<=", value=0.0186, epoch=20, note="its log"),
     ),
+    measured=Measured(accuracy=99.29, seeds=1, command="python launch.py recipe=compact13k threads=1"),
 )
