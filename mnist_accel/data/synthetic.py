@@ -17,8 +17,8 @@ of 2.4 beside another busy process.
 
 Measured on two virtual CPU cores: all 70,000 images in 2.6 s, by
     python -m timeit -n 1 -s "from mnist_accel.data.synthetic import draw_dataset" "draw_dataset()"
-The network of `onepoch`, trained on the 60,000 for its one epoch, mean of 3 seeds: 98.20 % on the 10,000 test images, and
-96.38 % on MNIST's, which it has never seen, by
+The network of `onepoch`, trained on the 60,000 for its one epoch, mean of 3 seeds: 98.20 % on the 10,000 test
+images, and 96.38 % on MNIST's, which it has never seen, by
     python -m benchmarks.synthetic_to_mnist onepoch 3
 The templates and the numbers below were chosen by hand and eye, beside images of MNIST; none was fitted.
 """
