@@ -5,10 +5,11 @@ import time
 STARTED = time.perf_counter()  # total_seconds counts from the first line, imports included
 
 import os
+import signal
+import sys
 
 PARENT = os.getppid()  # the launcher may be gone by the time torch is imported
-
-import sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # a Ctrl-C amid the imports ends at once, without their traceback
 
 import recipes
 from mnist_accel import cli, report
@@ -20,6 +21,7 @@ def main() -> int:
         return show(request)
     from mnist_accel import run, runtime  # torch only where there is something to train
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if runtime.has_to_spawn(request.options.processes):
         run.check(request)
         return runtime.spawn(request.options.processes, __file__, sys.argv[1:])
@@ -29,11 +31,12 @@ def main() -> int:
         _, folder = run.run(request, watcher, STARTED, PARENT)
     finally:
         shown.stop()
+    runtime.leave()
     return 4 if folder.problems or report.Output.lost else 0
 
 
 def show(request: cli.Request) -> int:
-    if os.environ.get("RANK", "0") == "0":
+    if cli.is_first_rank():
         console = report.make_console()
         if request.help:
             report.show_help(console, request.recipe)

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
-from mnist_accel.errors import Interrupted, TrainingFailed, UserError
+from mnist_accel.errors import Interrupted, TrainingFailed, UserError, say
 from mnist_accel.recipe import Key, Recipe, RunOptions, keys_of
 
 HELP_WORDS = ("--help", "-h", "help")
@@ -59,7 +59,8 @@ def split_words(argv: Iterable[str]) -> dict[str, str]:
         key, equals, value = word.partition("=")
         if word.startswith("-"):
             bare = word.lstrip("-")
-            raise UserError(f"{word}: keys have no dashes. Type {bare if '=' in bare else bare + '=VALUE'}")
+            example = bare if "=" in bare else f"{bare or 'KEY'}=VALUE"
+            raise UserError(f"{word}: keys have no dashes. Type {example}, or --help alone")
         if not equals:
             raise UserError(f"{word}: not of the form key=value. {remedy_for_bare_word(word)}")
         if key in words:
@@ -77,14 +78,14 @@ def remedy_for_bare_word(word: str) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    matches = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.5)
     return matches[0] if matches else None
 
 
 def choose_recipe(words: dict[str, str], recipe_names: Sequence[str]) -> str:
     known = ", ".join(recipe_names)
     if "recipe" not in words:
-        raise UserError(f"recipe: none named. Type recipe=NAME with one of {known}")
+        raise no_recipe(recipe_names)
     name = words["recipe"]
     # Only names from the listing reach the file system, so a path cannot name a file elsewhere.
     if name not in recipe_names:
@@ -94,6 +95,10 @@ def choose_recipe(words: dict[str, str], recipe_names: Sequence[str]) -> str:
             + (f"Did you mean recipe={closest}?" if closest else f"Recipes are {known}")
         )
     return name
+
+
+def no_recipe(recipe_names: Sequence[str]) -> UserError:
+    return UserError(f"recipe: none named. Type recipe=NAME with one of {', '.join(recipe_names)}")
 
 
 def read_value(name: str, text: str, keys: Mapping[str, Key], defaults: Mapping[str, Any]) -> Any:
@@ -109,6 +114,9 @@ def read_value(name: str, text: str, keys: Mapping[str, Key], defaults: Mapping[
         # pydantic would read on, yes and 1 as true as well
         if key.kind == "true|false" and text not in ("true", "false"):
             raise UserError(f"{name}={text}: must be true or false. {remedy}")
+        # … and 1_0 as 10
+        if key.kind in ("int", "float") and ("_" in text or text != text.strip()):
+            raise UserError(f"{name}={text}: must be a number in plain digits. {remedy}")
         return key.adapter.validate_python(text)
     except ValidationError as error:
         raise UserError(f"{name}={text}: {explain(error)}. {remedy}") from None
@@ -153,7 +161,7 @@ def check_together(recipe: Recipe, options: RunOptions) -> None:
             f"batch_size={recipe.batch_size}: larger than the {images:,} training images. "
             f"Type at most batch_size={images}"
         )
-    if recipe.batch_size < options.processes:
+    if options.processes and recipe.batch_size < options.processes:
         raise UserError(too_small_batch(recipe.batch_size, options.processes))
     if recipe.nesterov and recipe.momentum == 0:
         raise UserError("nesterov=true: needs momentum above 0. Type momentum=0.9, or nesterov=false")
@@ -171,15 +179,25 @@ def exit_with_one_line(run: Callable[[], int]) -> NoReturn:
     try:
         code = run()
     except (UserError, TrainingFailed) as error:
-        if os.environ.get("RANK", "0") == "0" or getattr(error, "here_only", False):
-            print("error:", " ".join(str(error).split()), file=sys.stderr)
+        if str(error) and (error.here_only or is_first_rank()):
+            say(shortened(f"error: {' '.join(str(error).split())}"))
         code = 2 if isinstance(error, UserError) else 3
     except Interrupted as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"{error}; resume=auto goes on from there", file=sys.stderr)
+        if is_first_rank():
+            say(f"{error}; resume=auto goes on from there")
         code = error.exit_code
     except KeyboardInterrupt:
-        if os.environ.get("RANK", "0") == "0":
-            print("interrupted", file=sys.stderr)
+        if is_first_rank():
+            say("interrupted")
         code = 130
     sys.exit(code)
+
+
+def is_first_rank() -> bool:
+    """Before anything is known of the process group. Schedulers set RANK alone for purposes of their own."""
+    return not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= set(os.environ) or os.environ["RANK"] == "0"
+
+
+def shortened(line: str) -> str:
+    """A value of thousands of characters must not bury what is wrong with it: head and tail are kept."""
+    return line if len(line) <= 1000 else f"{line[:300]} … {line[-300:]}"

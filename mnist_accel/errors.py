@@ -1,24 +1,44 @@
 """The ways a run ends early on purpose; everything else is a bug of ours and keeps its traceback."""
 
+import os
 import signal
+import sys
+from typing import TextIO
 
 
-class UserError(Exception):
-    """A mistake of the user's: one line, exit 2."""
+def say(line: str) -> None:
+    """One line on stderr. That it cannot be written there must not change how the process ends."""
+    if sys.stderr is None:  # closed by whoever started us
+        return
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        swallow(sys.stderr)
 
 
-class TrainingFailed(Exception):
-    """Training itself cannot go on (non-finite loss, GPU out of memory): one line, exit 3.
+def swallow(stream: TextIO) -> None:
+    """Sends what is still in the stream's buffer, and all that follows, to nowhere: it would fail again, at the latest
+    when Python ends, and change the exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
-    ``here_only`` where the other ranks know nothing of it, so that this one has to say so itself.
-    """
+
+class OneLine(Exception):
+    """Ends the process with one line, from rank 0; or from this rank, where ``here_only`` it knows."""
 
     def __init__(self, message: str, here_only: bool = False):
         super().__init__(message)
         self.here_only = here_only
 
 
-class Interrupted(Exception):
+class UserError(OneLine):
+    """A mistake of the user's: one line, exit 2."""
+
+
+class TrainingFailed(OneLine):
+    """Training itself cannot go on (non-finite loss, GPU out of memory): one line, exit 3."""
+
+
+class Interrupted(OneLine):
     """Asked to stop, by a signal, and saved: exit 128 + its number, as shells say it."""
 
     def __init__(self, signal_number: int):

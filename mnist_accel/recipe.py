@@ -73,10 +73,9 @@ class Measured:
     """What we saw on real MNIST: means over seeds at the last epoch, and the command that printed them."""
 
     accuracy: float
-    spread: float
     seeds: int
-    train_seconds: float
     command: str
+    spread: float | None = None  # standard deviation over the seeds
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -137,11 +136,13 @@ class RunOptions:
     precision: Annotated[
         Literal["auto", "fp32", "fp16", "bf16"], option("auto takes what the launcher says, else fp32")
     ] = "auto"
-    processes: Annotated[int, option("start this many processes with torch's own launcher", ge=1, le=1024)] = 1
+    processes: Annotated[
+        int | None, option("start this many processes with torch's own launcher (default: this one)", ge=1, le=1024)
+    ] = None
     threads: Annotated[int, option("CPU threads a process; 0 shares the cores out", ge=0, le=1024)] = 0
     resident_mb: Annotated[
         int | None,
-        option("device memory the images may take; more are fed from host memory (default: what is free)", ge=0),
+        option("megabytes of GPU memory for the images, fed from host memory if more (default: what is free)", ge=0),
     ] = None
     resume: Annotated[
         str | None,

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
+from mnist_accel.errors import say, swallow
 from mnist_accel.recipe import Key, Recipe, RunOptions, keys_of
 
 if TYPE_CHECKING:  # the list and the help must not wait for torch
@@ -49,23 +50,23 @@ class Output:
     def attempt(self, action: Callable[[], object]) -> None:
         try:
             action()
-        except BrokenPipeError:
-            raise
         except OSError as error:
+            swallow(self.stream)
+            if isinstance(error, BrokenPipeError):  # the reader has seen enough
+                return
             Output.lost = True
-            print(f"warning: the output could not be written: {error.strerror}; the run goes on", file=sys.stderr)
-            # What is still in the buffer would fail again, at the latest when Python ends.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            say(f"warning: the output could not be written: {error.strerror}; the run goes on")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
 
-def make_console(stderr: bool = False) -> Console:
-    for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show "≥" is no reason to stop training.
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-    console = Console(file=Output(sys.stderr if stderr else sys.stdout), highlight=False)  # type: ignore[arg-type]
+def make_console() -> Console:
+    if sys.stdout is None:  # closed by whoever started us
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    # A terminal that cannot show "≥" is no reason to stop training.
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    console = Console(file=Output(sys.stdout), highlight=False)  # type: ignore[arg-type]
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     return console
@@ -147,8 +148,9 @@ def show_keys(console: Console, title: str, keys: Iterable[Key], defaults: objec
 class RunReport:
     """Follows one run; its methods are the run's callbacks."""
 
-    def __init__(self, console: Console):
+    def __init__(self, console: Console, banner: bool = True):
         self.console = console
+        self.banner = banner
         self.progress: Progress | None = None
         self.task: TaskID | None = None
         self.total_epochs = 0
@@ -177,7 +179,8 @@ class RunReport:
             rows.append(("resumed", start.resumed_from))
         if start.dry_run:
             rows.append(("dry run", "one step and one evaluation batch; the figures mean nothing"))
-        facts(self.console, rows)
+        if self.banner:
+            facts(self.console, rows)
         self.total_epochs = 1 if start.dry_run else recipe.epochs
         self.clock = time.perf_counter()
         if self.console.is_terminal and not self.console.is_dumb_terminal:

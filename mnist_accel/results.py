@@ -4,10 +4,12 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -105,14 +107,9 @@ class RunResult:
 
 
 def default_folder(recipe_name: str) -> Path:
-    """``runs/<recipe>/<time>``, with a number behind it where two runs start within the same second."""
+    """``runs/<recipe>/<time>``; opening it puts a number behind where two runs start within the same second."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    folder = Path("runs") / recipe_name / stamp
-    tries = 1
-    while folder.exists():
-        tries += 1
-        folder = folder.with_name(f"{stamp}-{tries}")
-    return folder
+    return Path("runs") / recipe_name / stamp
 
 
 class RunFolder:
@@ -120,16 +117,17 @@ class RunFolder:
 
     def __init__(self, path: Path, typed: str | None = None):
         self.path = path
+        self.typed = typed
         self.asked = f"out={typed}" if typed else str(path)
+        self.lock: FileLock | None = None
         self.problems: list[str] = []
-        self.lock = FileLock(path / LOCK)
         self.tell: Callable[[str], None] = lambda problem: None
 
     def check(self) -> None:
         """A folder that must not be used is the user's mistake, told before anything is started or written."""
         try:
-            if self.path.exists() and not self.path.is_dir():
-                raise UserError(f"{self.asked}: is a file. Name a folder")
+            if (self.path.exists() or self.path.is_symlink()) and not self.path.is_dir():
+                raise UserError(f"{self.asked}: is no folder. Name a folder")
             if finished_run(self.path):
                 raise UserError(
                     f"{self.asked}: already holds a finished run. Name another folder, or move that one away"
@@ -150,22 +148,36 @@ class RunFolder:
     def open(self, history: Sequence[EpochStats] | None = None) -> None:
         """Makes the folder, for this run alone: clean, or with the ``history`` that is being gone on from."""
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self._make(may_exist=self.typed is not None or history is not None)
+            self.lock = FileLock(self.path / LOCK)
             self.lock.acquire(timeout=0)
+            if history is None:
+                self.check()  # again, now that nobody else can change it
+                self._clean()
+            else:
+                self._write("history.jsonl", "".join(history_line(stats) for stats in history).encode())
         except Timeout:
             raise UserError(f"{self.asked}: another run is writing there. Name another folder, or wait") from None
         except OSError as error:
             raise self.unwritable(error) from None
-        if history is None:
-            self.check()  # again, now that nobody else can change it
-            for stale in listing(self.path):
-                if stale.name == CHECKPOINTS:
-                    shutil.rmtree(stale)
-                elif stale.name != LOCK:
-                    stale.unlink()
-        else:
-            lines = "".join(history_line(stats) for stats in history)
-            self._write("history.jsonl", lines.encode())
+
+    def _make(self, may_exist: bool) -> None:
+        first = self.path
+        for number in count(2):
+            try:
+                self.path.mkdir(parents=True, exist_ok=may_exist)
+                return
+            except FileExistsError:
+                if may_exist:
+                    raise
+                self.path = first.with_name(f"{first.name}-{number}")
+
+    def _clean(self) -> None:
+        for stale in listing(self.path):
+            if stale.name == CHECKPOINTS:
+                shutil.rmtree(stale)
+            elif stale.name != LOCK:
+                stale.unlink()
 
     def write_json(self, name: str, value: object) -> None:
         self._write(name, (json.dumps(finite(value), indent=2, allow_nan=False) + "\n").encode())
@@ -209,7 +221,7 @@ class RunFolder:
 
 
 def finite(value: Any) -> Any:
-    """``value`` with None for the numbers that JSON does not know: a diverged net may have an infinite test loss."""
+    """``value`` with None for the numbers that JSON does not know."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -228,7 +240,8 @@ OUR_FILES = {"recipe.json", "history.jsonl", "result.json", "model.safetensors",
 
 def is_ours(name: str) -> bool:
     """A run's file, or what a killed run left of writing one aside."""
-    return name in OUR_FILES or name.startswith(tuple(f".{ours}." for ours in OUR_FILES))
+    left_aside = re.fullmatch(r"\.(.+)\.\d+", name)
+    return name in OUR_FILES or (left_aside is not None and left_aside[1] in OUR_FILES)
 
 
 def refuse_unwritable(folder: Path) -> None:
@@ -246,6 +259,8 @@ def listing(folder: Path) -> list[Path]:
 
 def finished_run(folder: Path) -> bool:
     """A dry run is over as well, but there is nothing in it to lose."""
+    if not (folder / "result.json").exists():
+        return (folder / "model.safetensors").exists()  # trained; then the disk was full
     result = read_json(folder / "result.json")
     return isinstance(result, dict) and result.get("status") == "finished" and not result.get("dry_run")
 

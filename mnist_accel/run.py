@@ -28,13 +28,16 @@ from mnist_accel.results import EpochStats, RunFolder, RunResult, default_folder
 from mnist_accel.resume import Resumption, find_resumption, learning
 from mnist_accel.runtime import (
     Runtime,
+    check_launcher,
     choose_device,
     choose_precision,
     is_launched,
     is_out_of_memory,
     prepare,
     refuse_mismatch,
+    refuse_too_few_gpus,
     start_runtime,
+    together,
 )
 from mnist_accel.seeding import derive_seed
 
@@ -87,7 +90,7 @@ def run(request: Request, watcher: Watcher, started: float, parent: int | None =
     runtime = start_runtime(options.precision, options.device, options.threads, options.timeout)
     if recipe.batch_size < runtime.world_size:
         raise UserError(too_small_batch(recipe.batch_size, runtime.world_size))
-    data = load_dataset(options.dataset, options.data_dir)
+    data = together(runtime.accelerator, lambda: load_dataset(options.dataset, options.data_dir))
     refuse_mismatch(
         runtime.accelerator,
         data.checksum,
@@ -109,11 +112,12 @@ def run(request: Request, watcher: Watcher, started: float, parent: int | None =
     main = runtime.accelerator.is_main_process
     if main:
         folder.tell = watcher.on_problem
-        folder.open(history_of(resumed) if resumed else None)
+    history = history_of(resumed) if resumed else None
+    together(runtime.accelerator, lambda: folder.open(history) if main else None)
+    if main:
         for complaint in resumed.complaints if resumed else ():
             watcher.on_problem(complaint)
         folder.write_json("recipe.json", {"recipe": asdict(recipe), "options": asdict(options)})
-    runtime.accelerator.wait_for_everyone()
 
     progress = Progress(position_of(resumed) if resumed else Position())
     model = new_model(recipe, runtime)
@@ -136,8 +140,10 @@ def run(request: Request, watcher: Watcher, started: float, parent: int | None =
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        half = max(1, recipe.batch_size // 2)
-        message = f"batch_size={recipe.batch_size}: the GPU ran out of memory. Type batch_size={half}"
+        owner = "machine" if runtime.device.type == "cpu" else "GPU"
+        smaller = recipe.batch_size // 2
+        remedy = f"Type batch_size={smaller}" if smaller else "Even one image is too much for it"
+        message = f"batch_size={recipe.batch_size}: the {owner} ran out of memory. {remedy}"
         progress.error = TrainingFailed(message, here_only=True)
     result = describe(request, runtime, data, model, progress, started, resumed)
     if main:
@@ -145,8 +151,9 @@ def run(request: Request, watcher: Watcher, started: float, parent: int | None =
         if progress.error is None:
             watcher.on_end(result)
     if progress.error is not None:
-        if not getattr(progress.error, "here_only", False):
-            runtime.accelerator.wait_for_everyone()  # a launcher ends all ranks when the first one goes
+        if not progress.error.here_only:
+            # A launcher ends all ranks as soon as one has ended: not before rank 0 has written this down.
+            runtime.accelerator.wait_for_everyone()
         raise progress.error
     return result, folder
 
@@ -155,7 +162,10 @@ def check(request: Request) -> tuple[RunFolder, Resumption | None]:
     """Whatever can be refused before a process is spawned, a rank started or a file written."""
     recipe, options = request.recipe, request.options
     assert recipe is not None
-    choose_precision(options.precision, choose_device(options.device))
+    check_launcher()
+    device = choose_device(options.device)
+    choose_precision(options.precision, device)
+    refuse_too_few_gpus(device, options.processes or 1)
     try:
         out = Path(options.out).expanduser() if options.out else None
     except RuntimeError:

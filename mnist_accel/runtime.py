@@ -4,13 +4,15 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
 from torch.optim import Optimizer
 
@@ -18,6 +20,10 @@ from mnist_accel.errors import UserError
 
 # What launchers say in ACCELERATE_MIXED_PRECISION, in our words.
 LAUNCHER_PRECISIONS = {"no": "fp32", "fp16": "fp16", "bf16": "bf16"}
+
+T = TypeVar("T")
+
+PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 # Set for the processes that processes=N starts.
 SPAWNED = "MNIST_ACCEL_SPAWNED"
@@ -55,16 +61,30 @@ def is_launched() -> bool:
     return "WORLD_SIZE" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
 
 
-def has_to_spawn(processes: int) -> bool:
+def has_to_spawn(processes: int | None) -> bool:
     """Whether ``processes=N`` still has to be acted on; not inside the job that it started."""
-    if processes == 1 or os.environ.get(SPAWNED):
+    if processes is None or os.environ.get(SPAWNED):
         return False
     if "WORLD_SIZE" in os.environ:
         raise UserError(
             f"processes={processes}: a launcher already started this job with {launched_world_size()}. "
             "Leave processes out, and give the number to the launcher"
         )
-    return True
+    return processes > 1
+
+
+def check_launcher() -> None:
+    """A launcher's environment that does not hold together ends here, not in somebody else's traceback."""
+    variables = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    given = {name: os.environ[name] for name in variables if name in os.environ}
+    for name, value in given.items():
+        if not value.isdecimal():
+            raise UserError(f"{name}={value}: set in the environment, but no number. Unset it, or use a launcher")
+    if launched_world_size() > 1 and not {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ):
+        raise UserError(
+            f"WORLD_SIZE={given['WORLD_SIZE']}: set in the environment without the rest of a launcher's variables. "
+            "Unset it, or start with torchrun or accelerate launch"
+        )
 
 
 def choose_device(asked: str) -> str:
@@ -72,7 +92,20 @@ def choose_device(asked: str) -> str:
     has_gpu = torch.cuda.is_available()
     if asked == "cuda" and not has_gpu:
         raise UserError("device=cuda: there is no GPU here that torch can use. Type device=cpu, or leave device out")
+    # accelerate launch --cpu; Accelerate itself obeys this variable, whatever it is told.
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes"):
+        if asked == "cuda":
+            raise UserError("device=cuda: the launcher says CPU. Leave --cpu (use_cpu) out of it, or device")
+        return "cpu"
     return "cuda" if has_gpu and asked != "cpu" else "cpu"
+
+
+def refuse_too_few_gpus(device: str, processes: int) -> None:
+    if device == "cuda" and processes > torch.cuda.device_count():
+        raise UserError(
+            f"processes={processes}: more than the {torch.cuda.device_count()} GPUs of this machine. "
+            f"Start {torch.cuda.device_count()}, or type device=cpu"
+        )
 
 
 def choose_precision(asked: str, device: str) -> str:
@@ -96,6 +129,7 @@ def start_runtime(precision: str = "auto", device: str = "auto", threads: int = 
     device = choose_device(device)
     precision = choose_precision(precision, device)
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", launched_world_size()))
+    refuse_too_few_gpus(device, local_processes)
     threads = threads or max(1, usable_cores() // local_processes)
     # Accelerate warns where this is unset, and accelerate launch exports 1, which nobody asked for.
     os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -103,12 +137,21 @@ def start_runtime(precision: str = "auto", device: str = "auto", threads: int = 
         # Without cpu=True a --multi_gpu job on a machine without GPU becomes N jobs of one process each.
         cpu=device == "cpu",
         mixed_precision="no" if precision == "fp32" else precision,
+        # A forgotten default config of accelerate's may ask for either: one would compile the network within the
+        # first timed step, the other divide every gradient. How to learn is the recipe's to say.
+        dynamo_backend="no",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         # Buffers are made equal where it matters, before evaluating and saving, instead of in every forward pass.
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
             InitProcessGroupKwargs(timeout=timedelta(seconds=timeout)),
         ],
     )
+    if accelerator.distributed_type not in PLAIN:
+        raise UserError(
+            f"the launcher asks for {accelerator.distributed_type.value}, which these networks have no use for. "
+            "Leave it out of accelerate's config, or name another with --config_file accelerate_config.yaml"
+        )
     torch.set_num_threads(threads)
     name = "cpu" if device == "cpu" else torch.cuda.get_device_name(accelerator.device)
     return Runtime(accelerator, name, precision, threads)
@@ -134,10 +177,31 @@ def usable_cores() -> int:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """The GPU's memory, whichever library asked for it."""
+    """Of the GPU or of the machine, whichever library asked for it."""
     return isinstance(error, torch.OutOfMemoryError) or any(
-        sign in str(error) for sign in ("CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+        sign in str(error)
+        for sign in (
+            "CUDA out of memory",
+            "CUBLAS_STATUS_ALLOC_FAILED",
+            "CUDNN_STATUS_ALLOC_FAILED",
+            "DefaultCPUAllocator",
+        )
     )
+
+
+def together(accelerator: Accelerator, load: Callable[[], T]) -> T:
+    """``load()`` on every rank; if it is refused on any, all of them end, and the first of those says why."""
+    refusal: UserError | None = None
+    try:
+        loaded = load()
+    except UserError as error:
+        refusal = error
+    refused = torch.tensor([float(refusal is not None)], device=accelerator.device)
+    ranks = accelerator.gather(refused).nonzero().flatten().tolist()
+    if not ranks:
+        return loaded
+    first = accelerator.process_index == ranks[0]
+    raise UserError(str(refusal) if first else "", here_only=first)  # without words, a rank ends silently
 
 
 def refuse_mismatch(accelerator: Accelerator, checksum: str, message: str) -> None:
@@ -150,6 +214,12 @@ def refuse_mismatch(accelerator: Accelerator, checksum: str, message: str) -> No
     torch.distributed.all_reduce(high, torch.distributed.ReduceOp.MAX)
     if not torch.equal(low, high):
         raise UserError(message)
+
+
+def leave() -> None:
+    """The process group in good order; NCCL complains otherwise."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def spawn(processes: int, script: str, argv: Sequence[str]) -> int:

@@ -7,12 +7,16 @@ Gaps and contradictions, and what this recipe does:
 - "Best approximately 99.46 % on the validation set": that set is the test set, the best of twenty looks at it, and the
   log beside it never shows 99.46: best 99.44 (epoch 15), last 99.41. The last epoch is what counts here; the claim is
   reported beside it all the same.
-- Also from the log and held against: 98.32 % after epoch 1, a test loss of 0.0186 after epoch 20.
+- Also from the log and held against: 98.32 % after epoch 1, test losses of 0.0528 and 0.0186 after epochs 1 and 20.
+  Its training accuracies (93.31 and 99.31 %) are not: this program does not measure any.
 - The log's range over its last ten epochs, 99.31 to 99.44, is what a faithful copy should land in.
 - Dropout stands element-wise (`Dropout`, not `Dropout2d`) after each 3×3 convolution's batch norm, as in the script.
+
+Measured on the test images, one seed: 99.29 % after epoch 20 (98.39 after epoch 1; test loss 0.0197), by
+    python launch.py recipe=compact13k threads=1
 """
 
-from mnist_accel.recipe import Claim, Recipe
+from mnist_accel.recipe import Claim, Measured, Recipe
 
 RECIPE = Recipe(
     name="compact13k",
@@ -28,6 +32,8 @@ RECIPE = Recipe(
         Claim(metric="accuracy", relation=">=", value=99.46, note="best of its log, approximately"),
         Claim(metric="accuracy", relation=">=", value=99.41, epoch=20, note="its log"),
         Claim(metric="accuracy", relation=">=", value=98.32, epoch=1, note="its log"),
+        Claim(metric="test_loss", relation="<=", value=0.0528, epoch=1, note="its log"),
         Claim(metric="test_loss", relation="<=", value=0.0186, epoch=20, note="its log"),
     ),
+    measured=Measured(accuracy=99.29, seeds=1, command="python launch.py recipe=compact13k threads=1"),
 )

@@ -12,9 +12,15 @@ Gaps and contradictions, and what this recipe does:
 - Whether 95.29 % is a mean or the best of several runs is not said. Here it is the mean over seeds that counts.
 - Rotation and translation: drawn uniformly, in one warp with bilinear sampling; the document's library and its
   interpolation are not said.
+
+Measured on the test images after the epoch, mean of 5 seeds: 91.88 % (85.44 to 95.07), by
+    python -m mnist_accel verify recipe=efficient25k seeds=5
+So 95.29 % is no mean of this regime: at a constant learning rate one epoch ends on a step like any other, and the
+accuracy jumps by points from one to the next. The plain torchvision script of the same network (benchmarks/stock.py)
+lands in the same range.
 """
 
-from mnist_accel.recipe import Claim, Recipe
+from mnist_accel.recipe import Claim, Measured, Recipe
 
 RECIPE = Recipe(
     name="efficient25k",
@@ -35,5 +41,8 @@ RECIPE = Recipe(
         Claim(metric="train_seconds", relation="<=", value=16.76, device="cpu"),
         Claim(metric="train_seconds", relation="<=", value=20, device="cpu", note="budget"),
         Claim(metric="train_seconds", relation="<=", value=5, device="cuda", note="about 3 to 5"),
+    ),
+    measured=Measured(
+        accuracy=91.88, seeds=5, spread=3.91, command="python -m mnist_accel verify recipe=efficient25k seeds=5"
     ),
 )

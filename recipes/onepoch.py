@@ -12,9 +12,12 @@ Choices, all made on 5,000 held-out training images (`validation=5000`), never o
   98.13 % (mean of 6 seeds). SGD with momentum came to 98.10, no smoothing and no decay to 98.03, a weight average
   to 97.99, one cosine cycle to 97.9.
 - 9,606 parameters follow.
+
+Measured on the test images after the last epoch, mean of 5 seeds: 98.53 % (98.47 to 98.63), by
+    python -m mnist_accel verify recipe=onepoch seeds=5
 """
 
-from mnist_accel.recipe import Claim, Recipe
+from mnist_accel.recipe import Claim, Measured, Recipe
 
 RECIPE = Recipe(
     name="onepoch",
@@ -31,5 +34,8 @@ RECIPE = Recipe(
     claims=(
         Claim(metric="accuracy", relation=">=", value=98.13, epoch=1),
         Claim(metric="parameters", relation="=", value=9_606, note="our choice"),
+    ),
+    measured=Measured(
+        accuracy=98.53, seeds=5, spread=0.06, command="python -m mnist_accel verify recipe=onepoch seeds=5"
     ),
 )

@@ -10,9 +10,12 @@ Choices, made on 5,000 held-out training images (`validation=5000`):
 - The claim for epoch 8 is reported, but one cycle over 19 epochs is still at a high learning rate there: it is made to
   be best at the end. `epochs=8` runs a cycle of eight.
 - 1.35 MB is a summary tool's figure that counts activations; the weights alone take 80 kB. It is not held against.
+
+Measured on the test images, one seed: 99.54 % after epoch 19, 99.27 % after epoch 8, by
+    python launch.py recipe=sub20k threads=1
 """
 
-from mnist_accel.recipe import Claim, Recipe
+from mnist_accel.recipe import Claim, Measured, Recipe
 
 RECIPE = Recipe(
     name="sub20k",
@@ -32,4 +35,5 @@ RECIPE = Recipe(
         Claim(metric="accuracy", relation=">", value=99.4),
         Claim(metric="accuracy", relation=">=", value=99.44, epoch=8),
     ),
+    measured=Measured(accuracy=99.54, seeds=1, command="python launch.py recipe=sub20k threads=1"),
 )

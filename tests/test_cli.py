@@ -386,8 +386,10 @@ def test_only_rank_0_says_what_went_wrong_and_every_rank_ends_with_the_code(
     def run() -> int:
         raise error
 
+    monkeypatch.setenv("WORLD_SIZE", "2")
     for rank, said in (("0", "error: a\n"), ("1", "")):
         monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", rank)
         with pytest.raises(SystemExit) as caught:
             cli.exit_with_one_line(run)
         assert caught.value.code == code
@@ -430,7 +432,7 @@ def test_without_words_the_recipes_are_listed(run_launch: Callable[..., Any]) ->
 
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_under_a_launcher_only_rank_0_lists(run_launch: Callable[..., Any], rank: str) -> None:
-    ended = run_launch(env={"RANK": rank, "WORLD_SIZE": "2"})
+    ended = run_launch(env={"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank})
     assert (ended.returncode, bool(ended.stdout)) == (0, rank == "0")
 
 

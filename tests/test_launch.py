@@ -290,3 +290,33 @@ def test_one_epoch_on_mnist_is_worth_its_time(run_launch: Callable[..., Any], tm
     assert result["accuracy"] > 97.5
     assert all(claim["met"] is not None for claim in result["claims"])
     assert "ot compared" not in ended.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_training_survives_a_full_disk_under_its_log_and_a_reader_who_leaves(
+    run_launch: Launch, tmp_path: Path
+) -> None:
+    typed = f"{sys.executable} launch.py recipe=onepoch dataset=synthetic dry_run=true threads=1 out={tmp_path}"
+    for name, redirect, code in (("full", ">/dev/full 2>&1", 4), ("left", "| true; exit ${PIPESTATUS[0]}", 0)):
+        ended = run_launch(launcher=("bash", "-c", f"{typed}/{name} {redirect}"))
+        assert ended.returncode == code and ended.stderr == ""
+        assert {"result.json", "model.safetensors"} <= names(tmp_path / name)
+
+
+def test_accelerates_own_settings_change_no_gradient(tmp_path: Path, run_launch: Launch) -> None:
+    """A forgotten default config may ask for gradient accumulation: Accelerate would divide every gradient by it."""
+    weights = []
+    for name, env in (("plain", {}), ("asked", {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"})):
+        words = ["recipe=compact13k", "dry_run=true", "threads=1", "dataset=synthetic", f"out={tmp_path / name}"]
+        assert run_launch(*words, env=env).returncode == 0
+        weights.append((tmp_path / name / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("environment", [{"WORLD_SIZE": "abc"}, {"WORLD_SIZE": "2", "RANK": "0"}])
+def test_a_launchers_environment_that_does_not_hold_together_costs_one_line(
+    run_launch: Launch, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    ended = run_launch("recipe=onepoch", f"out={tmp_path / 'run'}", env=environment)
+    assert ended.returncode == 2 and one_error_line(ended.stderr) and "WORLD_SIZE=" in ended.stderr
+    assert names(tmp_path) == set()

@@ -17,7 +17,7 @@ import recipes
 from mnist_accel import cli, run
 from mnist_accel.checkpoint import Facts, read_checkpoint
 from mnist_accel.errors import UserError
-from mnist_accel.results import LOCK, EpochStats, Positive, RunFolder, default_folder, finished_run
+from mnist_accel.results import LOCK, EpochStats, Positive, RunFolder, finished_run
 
 STATS = EpochStats(
     epoch=1,
@@ -36,6 +36,7 @@ STATS = EpochStats(
 
 
 def names(folder: Path) -> list[str]:
+    """Without the lock, which stays where a run has been."""
     return sorted(path.name for path in folder.iterdir() if path.name != LOCK)
 
 
@@ -208,7 +209,7 @@ def test_going_on_keeps_the_files_and_takes_back_the_history(tmp_path: Path) -> 
 def test_a_dry_run_and_a_failed_and_a_broken_one_may_be_repeated(tmp_path: Path, left: Any) -> None:
     put(tmp_path, "result.json", left)
     put(tmp_path, "history.jsonl", "{}\n")
-    RunFolder(tmp_path).open()
+    RunFolder(tmp_path, "run").open()
     assert names(tmp_path) == []
 
 
@@ -216,7 +217,7 @@ def test_what_an_earlier_attempt_left_does_not_pass_for_this_runs(tmp_path: Path
     """Should this run fail, its folder must not hold another's weights."""
     for name in ("recipe.json", "history.jsonl", "result.json", "model.safetensors"):
         put(tmp_path, name, "{}")
-    RunFolder(tmp_path).open()
+    RunFolder(tmp_path, "run").open()
     assert "model.safetensors" not in names(tmp_path)
 
 
@@ -224,7 +225,7 @@ def test_what_a_killed_run_left_half_written_does_not_stop_the_next(tmp_path: Pa
     """Killed between writing aside and renaming."""
     put(tmp_path, ".model.safetensors.12345", "half")
     put(tmp_path, "recipe.json", "{}")
-    RunFolder(tmp_path).open()
+    RunFolder(tmp_path, "run").open()
     assert ".model.safetensors.12345" not in names(tmp_path)
 
 
@@ -237,7 +238,7 @@ def test_a_folder_with_other_files_is_refused_and_names_one(tmp_path: Path) -> N
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     put(tmp_path, "file", "")
-    with pytest.raises(UserError, match=r"^out=file: is a file\. Name a folder$"):
+    with pytest.raises(UserError, match=r"^out=file: is no folder\. Name a folder$"):
         RunFolder(tmp_path / "file", "file").check()
 
 
@@ -266,9 +267,9 @@ def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     folders = []
     for _ in range(3):
-        folder = default_folder("is3")
-        RunFolder(folder).open()
-        folders.append(folder)
+        folder = RunFolder(Path("runs/is3/20261120-120000"))
+        folder.open()
+        folders.append(folder.path)
     assert len(set(folders)) == 3 and all(folder.parent == Path("runs/is3") for folder in folders)
 
 
@@ -330,3 +331,20 @@ def test_a_log_on_the_full_disk_does_not_stop_the_training(run_launch: Callable[
     ended = run_launch(*words, stdout_to=Path("/dev/full"))
     assert {"result.json", "model.safetensors"} <= set(names(out))
     assert ended.returncode == 4 and "Traceback" not in ended.stderr
+
+
+def test_two_runs_cannot_share_a_folder(tmp_path: Path) -> None:
+    first = RunFolder(tmp_path / "run", "run")
+    first.open()
+    first.write_json("result.json", {"status": "failed"})
+    with pytest.raises(UserError, match=r"^out=run: another run is writing there"):
+        RunFolder(tmp_path / "run", "run").open()
+    assert names(tmp_path / "run") == ["result.json"]
+
+
+def test_weights_without_a_result_are_not_thrown_away(tmp_path: Path) -> None:
+    """What a run leaves whose disk was full when it ended."""
+    put(tmp_path, "model.safetensors", "weights")
+    with pytest.raises(UserError, match=r"^out=run: already holds a finished run"):
+        RunFolder(tmp_path, "run").open()
+    assert names(tmp_path) == ["model.safetensors"]

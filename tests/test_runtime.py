@@ -152,10 +152,12 @@ def test_one_process_is_rank_0_of_1_on_the_cpu_it_was_asked_for(runtime: Runtime
 def test_processes_are_started_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WORLD_SIZE", module.SPAWNED):
         monkeypatch.delenv(name, raising=False)
-    assert not has_to_spawn(1)
+    assert not has_to_spawn(None) and not has_to_spawn(1)
     assert has_to_spawn(2)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert not has_to_spawn(1)
+    assert not has_to_spawn(None)
+    with pytest.raises(UserError, match=r"^processes=1: a launcher already started this job with 2"):
+        has_to_spawn(1)
     with pytest.raises(UserError, match=r"^processes=2: a launcher already started this job with 2\. Leave processes"):
         has_to_spawn(2)
     monkeypatch.setenv(module.SPAWNED, "1")

@@ -25,7 +25,7 @@ def names() -> list[str]:
 
 def summary(name: str) -> str:
     """The first line of a verb's docstring, read without importing it: the list must not wait for torch."""
-    return (ast.get_docstring(ast.parse((FOLDER / f"{name}.py").read_text())) or "").partition("\n")[0]
+    return (ast.get_docstring(ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8"))) or "").partition("\n")[0]
 
 
 def load(name: str) -> Callable[[list[str]], int]:

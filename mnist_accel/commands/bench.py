@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
     ]
     report.facts(console, rows)
     comparisons = measure(options, recipe, runtime, data, say=partial(console.print, style="dim"))
-    show(comparisons)
+    show(console, comparisons)
     figures = [asdict(comparison) | {"ratio": median(comparison.ratios)} for comparison in comparisons]
     content = {"schema": SCHEMA, "options": asdict(options), "batch_size": recipe.batch_size}
     content |= {"dataset": data.name, "machine": machine, "comparisons": figures}
@@ -113,8 +113,7 @@ def measure(
     return compare.engine(recipe, runtime, data, steps=options.steps, **common)
 
 
-def show(comparisons: list["Comparison"]) -> None:
-    console = report.make_console()
+def show(console: Any, comparisons: list["Comparison"]) -> None:
     table = report.simple_table("", "", "median", "min – max", "", "target", "")
     for comparison in comparisons:
         label = comparison.label
@@ -126,7 +125,7 @@ def show(comparisons: list["Comparison"]) -> None:
         aim = "" if met is None else f"{'≤' if comparison.at_most else '≥'} {comparison.target:g}"
         table.add_row("", comparison.ratio_of, middle, spread, "", aim, report.VERDICTS[met])
     console.print()
-    console.print(table)
+    report.show_table(console, table)
 
 
 def middle_and_range(values: list[float]) -> tuple[str, str]:

@@ -22,6 +22,13 @@ class VerifyOptions:
     json: Annotated[str | None, option("file for the figures", min_length=1)] = None
 
 
+REFUSED = {
+    "seed": "type seeds=N for seeds 0 to N-1",
+    "out": "each seed has a folder of its own in runs/",
+    "processes": "torchrun --nproc-per-node N -m mnist_accel verify starts several",
+}
+
+
 def main(argv: list[str]) -> int:
     console = report.make_console()
     if not argv or any(word in cli.HELP_WORDS for word in argv):
@@ -31,28 +38,30 @@ def main(argv: list[str]) -> int:
     words = cli.split_words(argv)
     mine = [f"{key}={value}" for key, value in words.items() if key in keys_of(VerifyOptions)]
     own: VerifyOptions = commands.read_options(mine, VerifyOptions)
-    for key, why in (
-        ("seed", "type seeds=N for seeds 0 to N-1"),
-        ("out", "each seed has a folder of its own in runs/"),
-    ):
+    for key, why in REFUSED.items():
         if key in words:
             raise UserError(f"{key}={words[key]}: not here; {why}. Leave {key} out")
     request = cli.parse([word for word in argv if word not in mine], recipes.names(), recipes.load)
     if request.recipe is None:
-        raise UserError(f"recipe: none named. Type recipe=NAME with one of {', '.join(recipes.names())}")
+        raise cli.no_recipe(recipes.names())
     commands.refuse_unwritable(own.json)
 
     results = []
+    problems: list[str] = []
     for seed in range(own.seeds):
-        shown = report.RunReport(console)
-        watcher = Watcher(shown.on_start, shown.on_step, shown.on_epoch) if seed == 0 else Watcher()
+        shown = report.RunReport(console, banner=seed == 0)
+        watcher = Watcher(shown.on_start, shown.on_step, shown.on_epoch, shown.on_problem)
         try:
             started = time.perf_counter()
-            result, _ = run(replace(request, recipe=replace(request.recipe, seed=seed)), watcher, started)
+            result, folder = run(replace(request, recipe=replace(request.recipe, seed=seed)), watcher, started)
         finally:
             shown.stop()
-        console.print(f"seed {seed}  accuracy {result.accuracy:.2f} %  training {result.train_seconds:.2f} s")
+        problems += folder.problems
         results.append(result)
+        if cli.is_first_rank():
+            console.print(f"seed {seed}  accuracy {result.accuracy:.2f} %  training {result.train_seconds:.2f} s")
+    if not cli.is_first_rank():
+        return 0
 
     report.show_claims(console, judged_on_average(results, request.recipe))
     accuracies = [result.accuracy for result in results if result.accuracy is not None]
@@ -62,4 +71,4 @@ def main(argv: list[str]) -> int:
         f"training {mean(result.train_seconds for result in results):.2f} s"
     )
     commands.write_json(own.json, [finite(asdict(result)) for result in results])
-    return 0
+    return 4 if problems or report.Output.lost else 0

@@ -102,7 +102,7 @@ def _load_or_make_locked(
     except DownloadError as error:
         reason = "; ".join([str(error), *notes])
         with suppress(OSError):
-            failure.write_text(f"{time.time()} {reason}")
+            failure.write_text(f"{time.time()} {reason}", encoding="utf-8")
         raise DownloadError(reason) from error
     digests = verify(tensors, files)
     try:
@@ -151,7 +151,7 @@ def _write(path: Path, tensors: dict[str, Tensor], digests: dict[str, str]) -> N
 def _failed_since(failure: Path, moment: float) -> str:
     """Why another process failed after `moment`, or "" if none did."""
     with suppress(OSError, ValueError):
-        when, _, reason = failure.read_text().partition(" ")
+        when, _, reason = failure.read_text(encoding="utf-8").partition(" ")
         if float(when) >= moment:
             return reason
     return ""

@@ -3,13 +3,13 @@
 from torch import nn
 
 
-def conv_block(in_channels: int, out_channels: int, dropout: float = 0.0, padding: int = 0) -> list[nn.Module]:
+def conv_block(in_channels: int, out_channels: int, dropout: float | None = None, padding: int = 0) -> list[nn.Module]:
     layers: list[nn.Module] = [
         nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=padding, bias=False),
         nn.ReLU(inplace=True),
         nn.BatchNorm2d(out_channels),
     ]
-    return [*layers, nn.Dropout2d(dropout)] if dropout else layers
+    return layers if dropout is None else [*layers, nn.Dropout2d(dropout)]
 
 
 def sub20k(dropout: float = 0.1) -> nn.Sequential:
