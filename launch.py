@@ -19,14 +19,14 @@ def main() -> int:
     request = cli.parse(sys.argv[1:], recipes.names(), recipes.load)
     if request.help or request.recipe is None:
         return show(request)
-    from mnist_accel import run, runtime  # torch only where there is something to train
+    from mnist_accel import outcome, run, runtime  # torch only where there is something to train
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if runtime.has_to_spawn(request.options.processes):
         run.check(request)
         return runtime.spawn(request.options.processes, __file__, sys.argv[1:])
     shown = report.RunReport(report.make_console())
-    watcher = run.Watcher(shown.on_start, shown.on_step, shown.on_epoch, shown.on_problem, shown.on_end)
+    watcher = outcome.Watcher(shown.on_start, shown.on_step, shown.on_epoch, shown.on_problem, shown.on_end)
     try:
         _, folder = run.run(request, watcher, STARTED, PARENT)
     finally:

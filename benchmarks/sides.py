@@ -27,9 +27,10 @@ from mnist_accel.engine import synchronised_clock
 from mnist_accel.errors import UserError
 from mnist_accel.objective import build_objective
 from mnist_accel.optim import build_optimizer, lr_factor
+from mnist_accel.outcome import Progress, Watcher
 from mnist_accel.recipe import Recipe, RunOptions
 from mnist_accel.results import RunFolder
-from mnist_accel.run import Progress, Watcher, fit, new_model
+from mnist_accel.run import fit, new_model
 from mnist_accel.runtime import Runtime
 
 SHORTEST_PASS_SECONDS = 0.2

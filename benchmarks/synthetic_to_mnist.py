@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from safetensors.torch import load_file
 
 import recipes
-from mnist_accel import cli, run
+from mnist_accel import cli, outcome, run
 from mnist_accel.data.batches import ImageStore, TestBatches
 from mnist_accel.data.dataset import load_dataset
 from mnist_accel.engine import evaluate
@@ -27,7 +27,7 @@ def main() -> int:
         with TemporaryDirectory() as folder:
             words = [f"recipe={name}", f"seed={seed}", "dataset=synthetic", f"out={folder}"]
             request = cli.parse(words, recipes.names(), recipes.load)
-            result, _ = run.run(request, run.Watcher(), started=0.0)
+            result, _ = run.run(request, outcome.Watcher(), started=0.0)
             weights = load_file(f"{folder}/model.safetensors")
         recipe = request.recipe
         assert recipe is not None and result.accuracy is not None

@@ -5,10 +5,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from mnist_accel.checkpoint import Checkpoint, DamagedCheckpoint, newest_first, newest_intact, read_checkpoint
+from mnist_accel.engine import Position
 from mnist_accel.errors import UserError
 from mnist_accel.recipe import Recipe
-from mnist_accel.results import CHECKPOINTS, unfinished_run
+from mnist_accel.results import CHECKPOINTS, EpochStats, unfinished_run
 
 # What was published and measured about a recipe may change between two runs of it.
 NOT_LEARNING = ("claims", "measured")
@@ -77,3 +80,13 @@ def learning(recipe: Recipe) -> dict[str, Any]:
     kept = {key: value for key, value in asdict(recipe).items() if key not in NOT_LEARNING}
     settings: dict[str, Any] = json.loads(json.dumps(kept))
     return settings
+
+
+def position_of(resumed: Resumption) -> Position:
+    facts = resumed.checkpoint.facts
+    return Position(facts.epoch, facts.step, facts.loss_sum, facts.images, facts.seconds, history_of(resumed))
+
+
+def history_of(resumed: Resumption) -> list[EpochStats]:
+    read = TypeAdapter(EpochStats).validate_python
+    return [read(stats) for stats in resumed.checkpoint.facts.history]

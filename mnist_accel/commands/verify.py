@@ -11,9 +11,10 @@ import recipes
 from mnist_accel import cli, commands, report
 from mnist_accel.claims import judged_on_average
 from mnist_accel.errors import UserError
+from mnist_accel.outcome import Watcher
 from mnist_accel.recipe import CONFIG, keys_of, option
 from mnist_accel.results import finite
-from mnist_accel.run import Watcher, run
+from mnist_accel.run import run
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
