@@ -18,6 +18,7 @@ from mnist_accel.objective import Objective
 from mnist_accel.optim import WeightAverage
 from mnist_accel.results import EpochStats, Positive
 from mnist_accel.seeding import derive_seed, seed_device
+from mnist_accel.syncbn import count_images
 
 
 @dataclass(frozen=True)
@@ -169,9 +170,12 @@ def train_step(
 
     A non-finite loss never reaches the weights.
     """
+    if batch.global_count < accelerator.num_processes:  # some ranks have no share
+        count_images(model, batch.counted)
     local_sum = objective.loss_sum(model(batch.images), batch.labels)
     if batch.counted == 0:
         local_sum = local_sum * 0
+        count_images(model, 1)
     # DDP averages gradients over ranks; with unequal shares this factor makes that average the exact gradient.
     loss = local_sum * (accelerator.num_processes / batch.global_count)
     shared = sum_over_ranks(local_sum.detach(), stop_signal, accelerator)

@@ -106,6 +106,7 @@ class Recipe:
     ema: Annotated[float, option("decay of the weights' moving average; 0 evaluates the weights", ge=0, lt=1)] = 0.0
     positive_class: Annotated[int, option("the digit that counts as yes", ge=0, le=9), BINARY] = 3
     dropout: Annotated[float, option("probability that dropout zeroes a value", ge=0, lt=1)]
+    sync_batchnorm: Annotated[bool, option("batch norm over all processes' images, not each its own")] = False
     rotation: Annotated[float, option("random rotation, up to ± this many degrees", ge=0, le=180)] = 0.0
     translation: Annotated[float, option("random shift, up to ± this fraction of the image", ge=0, le=1)] = 0.0
     scale: Annotated[float, option("random size, 1 ± up to this much", ge=0, lt=1)] = 0.0

@@ -163,6 +163,8 @@ class RunReport:
         threads = "1 thread" if runtime.threads == 1 else f"{runtime.threads} threads"
         changed = ", ".join(f"{key}={getattr(recipe, key)}" for key in start.changed)
         batch = f"{recipe.epochs} epoch{'s'[: recipe.epochs > 1]}, batch {recipe.batch_size}, {recipe.optimizer}"
+        if runtime.backend:
+            processes += f" over {runtime.backend}"
         rows = [
             ("recipe", recipe.name + (f" with {changed}" if changed else "")),
             ("model", f"{recipe.model}, {start.params:,} parameters"),
@@ -175,6 +177,8 @@ class RunReport:
             ),
             ("run", str(start.folder)),
         ]
+        if runtime.config:
+            rows.append(("launcher", f"settings from {runtime.config}, which nobody named"))
         if start.resumed_from:
             rows.append(("resumed", start.resumed_from))
         if start.dry_run:

@@ -34,6 +34,7 @@ from mnist_accel.runtime import (
     together,
 )
 from mnist_accel.seeding import derive_seed
+from mnist_accel.syncbn import synchronise_batch_norm
 
 
 def run(request: Request, watcher: Watcher, started: float, parent: int | None = None) -> tuple[RunResult, RunFolder]:
@@ -178,6 +179,8 @@ def fit(
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
     )
+    if recipe.sync_batchnorm and runtime.world_size > 1:
+        synchronise_batch_norm(model)
     prepared, prepared_optimizer = prepare(runtime, model, optimizer)
     total_steps = recipe.epochs * train_batches.steps_per_epoch
 

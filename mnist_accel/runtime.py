@@ -37,6 +37,8 @@ class Runtime:
     device_name: str
     precision: str
     threads: int
+    backend: str = ""  # gloo or nccl, where there are several processes
+    config: str = ""  # a default config file that nobody named
 
     @property
     def device(self) -> torch.device:
@@ -85,6 +87,27 @@ def check_launcher() -> None:
             f"WORLD_SIZE={given['WORLD_SIZE']}: set in the environment without the rest of a launcher's variables. "
             "Unset it, or start with torchrun or accelerate launch"
         )
+
+    if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ:
+        # What accelerate launch --cpu --num_processes N leaves: one process, which would train alone.
+        raise UserError(
+            "accelerate launch --cpu --num_processes N: starts one process only. Type accelerate launch --multi_gpu "
+            "--num_processes N (it takes CPUs where there is no GPU), or python launch.py processes=N"
+        )
+
+
+def inherited_config() -> str:
+    """The default config file that accelerate launch has read without being told to, or nothing."""
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ:
+        return ""
+    from accelerate.commands.config.config_args import default_json_config_file, default_yaml_config_file
+
+    try:
+        told = b"--config_file" in Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
+    except OSError:  # not Linux
+        told = False
+    files = [file for file in (default_yaml_config_file, default_json_config_file) if Path(file).is_file()]
+    return files[0] if files and not told else ""
 
 
 def choose_device(asked: str) -> str:
@@ -154,7 +177,13 @@ def start_runtime(precision: str = "auto", device: str = "auto", threads: int = 
         )
     torch.set_num_threads(threads)
     name = "cpu" if device == "cpu" else torch.cuda.get_device_name(accelerator.device)
-    return Runtime(accelerator, name, precision, threads)
+    if accelerator.num_processes != launched_world_size():
+        raise UserError(
+            f"the launcher says {launched_world_size()} processes, but this one finds itself in a job of "
+            f"{accelerator.num_processes}: all would write the same files. Type python launch.py processes=N"
+        )
+    backend = torch.distributed.get_backend() if accelerator.num_processes > 1 else ""
+    return Runtime(accelerator, name, precision, threads, backend, inherited_config())
 
 
 def prepare(runtime: Runtime, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:

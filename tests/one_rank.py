@@ -15,6 +15,7 @@ from mnist_accel.models import build_model
 from mnist_accel.objective import build_objective
 from mnist_accel.optim import WeightAverage, build_optimizer, lr_factor
 from mnist_accel.runtime import prepare, start_runtime
+from mnist_accel.syncbn import synchronise_batch_norm
 
 TRAIN_IMAGES, BATCH_SIZE, EPOCHS = 598, 199, 2  # 199, 199, 199 and 1: nothing divides, and the last has too few
 TEST_IMAGES = 205  # by 2, 3 and 7 with a remainder
@@ -42,6 +43,10 @@ def main(folder: Path, what: str) -> None:
     torch.manual_seed(0)
     binary = what == "exact"  # is3 has no batch norm
     model = Doubled(build_model("is3", 0.0)) if binary else build_model("efficient25k", 0.3)
+    if what == "synced":
+        model = Doubled(build_model("efficient25k", 0.0))
+        if runtime.world_size > 1:
+            synchronise_batch_norm(model)
     objective = build_objective("binary" if binary else "cross_entropy", 0.0, 3)
     said: dict[str, object] = {"world_size": runtime.world_size}
     if what == "score":

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "mnist_accel"
 # From the bottom up: a module imports from lower layers only, or from its own package. A new module gets a place here.
 LAYERS = (
     {"mnist_accel", "errors", "seeding", "recipe"},
-    {"models", "data", "objective", "optim", "runtime", "interrupt", "cli"},
+    {"models", "data", "objective", "optim", "runtime", "interrupt", "cli", "syncbn"},
     {"checkpoint"},
     {"results"},
     {"engine", "claims"},

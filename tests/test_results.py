@@ -183,7 +183,7 @@ def test_the_checkpoints_of_a_failed_run_are_nothing_to_go_on_from(tmp_path: Pat
     """It would fail again."""
     put(tmp_path / "checkpoints", "step-000000001.safetensors", "")
     put(tmp_path, "result.json", {"status": "failed"})
-    RunFolder(tmp_path).open()
+    RunFolder(tmp_path, "run").open()
     assert names(tmp_path) == []
 
 

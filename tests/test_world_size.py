@@ -115,3 +115,11 @@ def test_batch_norms_statistics_are_made_equal_before_every_score_and_save(ranks
     assert said["own_buffers_differed"] == [True, True, True, False, True, True, True, True]
     assert not any(said["buffers_differ"]) and len(said["buffers_differ"]) == 5
     assert [total for _, total, _ in said["scores"]] == [TEST_IMAGES] * EPOCHS
+
+
+def test_batch_norm_over_all_processes_is_that_of_one(ranks: Ranks) -> None:
+    """Also at step 4, whose one image leaves the second process with a stand-in that must not count."""
+    one, many = ranks(1, "synced"), ranks(2, "synced")
+    assert many.facts["losses"] == pytest.approx(one.facts["losses"], rel=1e-9)
+    for name, tensor in one.weights.items():
+        torch.testing.assert_close(many.weights[name], tensor, rtol=0, atol=1e-9, msg=lambda m, name=name: name + m)

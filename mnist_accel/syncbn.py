@@ -1,0 +1,62 @@
+"""Batch norm over the whole global batch, whatever number of processes it is spread over.
+
+torch's own works on GPUs only, and counts every rank's images, also those that only stand in for an empty share.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class SumOverRanks(torch.autograd.Function):
+    """A sum that gradients flow back through: every rank's loss depends on every rank's images."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return all_reduced(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return all_reduced(gradients[0])
+
+
+def all_reduced(tensor: Tensor) -> Tensor:
+    total = tensor.contiguous().clone()
+    torch.distributed.all_reduce(total)
+    return total
+
+
+class SyncBatchNorm(nn.BatchNorm2d):
+    """``counted`` is 0 on a rank whose images only keep it in step with the others."""
+
+    counted = 1
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(images)
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        across = (0, 2, 3)
+        own = images.new_tensor([self.counted * images.numel() / images.shape[1]])
+        count = all_reduced(own)
+        mean = SumOverRanks.apply(self.counted * images.sum(across)) / count
+        centred = images - mean[:, None, None]
+        variance = SumOverRanks.apply(self.counted * centred.square().sum(across)) / count
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return centred * scale[:, None, None] + self.bias[:, None, None]
+
+
+def synchronise_batch_norm(model: nn.Module) -> None:
+    """In place: parameters, buffers and their names stay as they are."""
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SyncBatchNorm
+
+
+def count_images(model: nn.Module, counted: int) -> None:
+    for module in model.modules():
+        if isinstance(module, SyncBatchNorm):
+            module.counted = min(counted, 1)
