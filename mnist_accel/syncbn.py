@@ -36,6 +36,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
         if not self.training:
             return super().forward(images)
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        assert self.num_batches_tracked is not None
         across = (0, 2, 3)
         own = images.new_tensor([self.counted * images.numel() / images.shape[1]])
         count = all_reduced(own)
@@ -43,6 +44,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
         centred = images - mean[:, None, None]
         variance = SumOverRanks.apply(self.counted * centred.square().sum(across)) / count
         with torch.no_grad():
+            self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)

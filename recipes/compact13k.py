@@ -12,8 +12,9 @@ Gaps and contradictions, and what this recipe does:
 - The log's range over its last ten epochs, 99.31 to 99.44, is what a faithful copy should land in.
 - Dropout stands element-wise (`Dropout`, not `Dropout2d`) after each 3×3 convolution's batch norm, as in the script.
 
-Measured on the test images, one seed: 99.29 % after epoch 20 (98.39 after epoch 1; test loss 0.0197), by
-    python launch.py recipe=compact13k threads=1
+Measured on the test images after epoch 20, mean of 2 seeds: 99.36 % (99.29 and 99.43), by
+    python launch.py recipe=compact13k threads=1 seed=0 (then 1)
+After epoch 1: 98.39 and 97.86 %; test loss after epoch 20: 0.0197 and 0.0187.
 """
 
 from mnist_accel.recipe import Claim, Measured, Recipe
@@ -35,5 +36,5 @@ RECIPE = Recipe(
         Claim(metric="test_loss", relation="<=", value=0.0528, epoch=1, note="its log"),
         Claim(metric="test_loss", relation="<=", value=0.0186, epoch=20, note="its log"),
     ),
-    measured=Measured(accuracy=99.29, seeds=1, command="python launch.py recipe=compact13k threads=1"),
+    measured=Measured(accuracy=99.36, seeds=2, command="python launch.py recipe=compact13k threads=1"),
 )

@@ -14,7 +14,7 @@ from mnist_accel.engine import Position, StepInfo, evaluate, train
 from mnist_accel.models import build_model
 from mnist_accel.objective import build_objective
 from mnist_accel.optim import WeightAverage, build_optimizer, lr_factor
-from mnist_accel.runtime import prepare, start_runtime
+from mnist_accel.runtime import leave, prepare, start_runtime
 from mnist_accel.syncbn import synchronise_batch_norm
 
 TRAIN_IMAGES, BATCH_SIZE, EPOCHS = 598, 199, 2  # 199, 199, 199 and 1: nothing divides, and the last has too few
@@ -112,7 +112,7 @@ def main(folder: Path, what: str) -> None:
             save_file({name: value.contiguous() for name, value in weights.items()}, folder / "weights.safetensors")
     if runtime.rank == 0:
         (folder / "said.json").write_text(json.dumps(said))
-    runtime.accelerator.end_training()
+    leave()
 
 
 def differs_between_ranks(model: nn.Module) -> bool:

@@ -1,7 +1,6 @@
 """Two machines: two network namespaces joined by a veth pair, one process in each."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
