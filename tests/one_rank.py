@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mnist_accel import cli
 from mnist_accel.data.batches import Augmentation, ImageStore, TestBatches, TrainBatches
 from mnist_accel.data.synthetic import draw_dataset
 from mnist_accel.engine import Position, StepInfo, evaluate, train
@@ -113,6 +114,7 @@ def main(folder: Path, what: str) -> None:
     if runtime.rank == 0:
         (folder / "said.json").write_text(json.dumps(said))
     leave()
+    cli.end(0)
 
 
 def differs_between_ranks(model: nn.Module) -> bool:

@@ -207,7 +207,7 @@ def test_an_epoch_is_one_line_with_its_figures(capsys: pytest.CaptureFixture[str
 
 def a_start(**changes: Any) -> Any:
     recipe = replace(recipes.load("compact13k"), lr=0.5)
-    runtime = SimpleNamespace(device_name="cpu", world_size=2, threads=3, precision="bf16")
+    runtime = SimpleNamespace(device_name="cpu", world_size=2, threads=3, precision="bf16", backend="gloo", config="")
     whole = {
         "recipe": recipe,
         "params": 13_808,
@@ -232,7 +232,7 @@ def test_the_banner_tells_what_is_in_effect_and_why(capsys: pytest.CaptureFixtur
         "recipe    compact13k with lr=0.5",
         "model     compact13k, 13,808 parameters",
         "training  20 epochs, batch 64, sgd lr 0.5 constant, seed 0",
-        "device    cpu × 2 processes, 3 threads each, bf16",
+        "device    cpu × 2 processes over gloo, 3 threads each, bf16",
         "data      synthetic: MNIST could not be downloaded: a [b]reason[/b]",
         "images    55,000 to train, 5,000 to test, fed from host memory",
         "run       runs/x",
@@ -277,7 +277,7 @@ def test_only_rank_0_prints(two_processes: Run) -> None:
     starts = [line.split()[0] for line in two_processes.out.splitlines() if line.strip()]
     for fact in ("recipe", "model", "device", "run", "epoch", "time"):
         assert starts.count(fact) == 1, fact
-    assert "device    cpu × 2 processes, 1 thread each, fp32" in two_processes.out
+    assert "device    cpu × 2 processes over gloo, 1 thread each, fp32" in two_processes.out
 
 
 # Terminals

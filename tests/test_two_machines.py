@@ -57,10 +57,7 @@ def test_two_machines_train_one_job(
         words += ["--main_process_port", "29511", str(ROOT / "launch.py"), "recipe=onepoch", "dataset=synthetic"]
         words += ["batch_size=5000", "threads=1", f"out={tmp_path / 'run'}"]
         with outputs[rank].open("w") as output:
-            environment = clean_environment | {
-                "GLOO_SOCKET_IFNAME": link,
-                "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
-            }
+            environment = clean_environment | {"GLOO_SOCKET_IFNAME": link}
             processes.append(
                 subprocess.Popen(words, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
             )
