@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Launch, Run, a_run
+from conftest import ROOT, Launch, Run, a_run
 
 import recipes
 from mnist_accel.recipe import Recipe, RunOptions, keys_of
@@ -320,3 +320,20 @@ def test_a_launchers_environment_that_does_not_hold_together_costs_one_line(
     ended = run_launch("recipe=onepoch", f"out={tmp_path / 'run'}", env=environment)
     assert ended.returncode == 2 and one_error_line(ended.stderr) and "WORLD_SIZE=" in ended.stderr
     assert names(tmp_path) == set()
+
+
+def test_a_launcher_that_starts_too_few_processes_is_refused(run_launch: Launch, tmp_path: Path) -> None:
+    """``--cpu --num_processes 2`` starts one, which would train alone; each process of a job must find itself in it."""
+    launcher = (program("accelerate"), "launch", "--cpu", "--num_processes", "2")
+    ended = run_launch("recipe=onepoch", f"out={tmp_path / 'run'}", launcher=launcher)
+    assert ended.returncode != 0 and names(tmp_path) == set()
+    assert "error: accelerate launch --cpu --num_processes N: starts one process only. Type accelerate" in ended.stderr
+
+
+def test_a_default_config_that_nobody_named_is_named_in_the_banner(run_launch: Launch, tmp_path: Path) -> None:
+    config = tmp_path / "accelerate" / "default_config.yaml"
+    config.parent.mkdir()
+    config.write_text((ROOT / "accelerate_config.yaml").read_text())
+    words = ["recipe=onepoch", "dataset=synthetic", "dry_run=true", "threads=1", f"out={tmp_path / 'run'}"]
+    ended = run_launch(*words, launcher=(program("accelerate"), "launch"), env={"HF_HOME": str(tmp_path)})
+    assert ended.returncode == 0 and f"settings from {config}, which nobody named" in ended.stdout

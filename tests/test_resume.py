@@ -189,6 +189,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(
     assert resumed.result["resumed_from"] == str(before)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_more_processes(run_launch: Launch, copied: Path, trained_run: Run) -> None:
     resumed = a_run(run_launch, copied, *WORDS, "resume=auto", "processes=2")
     assert (resumed.code, resumed.err) == (0, "")
@@ -326,7 +327,11 @@ def to_one_rank(job: Job) -> None:
 
 @pytest.mark.parametrize(
     ("send", "code", "name"),
-    [(to_the_launcher, 143, "SIGTERM"), (to_everyone, 130, "SIGINT"), (to_one_rank, 143, "SIGTERM")],
+    [
+        (to_the_launcher, 143, "SIGTERM"),
+        pytest.param(to_everyone, 130, "SIGINT", marks=pytest.mark.slow),
+        pytest.param(to_one_rank, 143, "SIGTERM", marks=pytest.mark.slow),
+    ],
 )
 def test_all_ranks_stop_at_one_step_save_and_go_on(
     begin: Begin, run_launch: Launch, undisturbed: Run, send: Callable[[Job], None], code: int, name: str
