@@ -74,13 +74,12 @@ def our_seconds(recipe: Recipe, runtime: Runtime, data: Dataset) -> float:
         fit(
             replace(recipe, epochs=1),
             RunOptions(),
-            (),
             runtime,
             data,
             new_model(recipe, runtime),
             RunFolder(Path(folder)),
-            Watcher(),
             progress,
+            watcher=Watcher(),
         )
     runtime.accelerator.free_memory()
     return progress.position.history[-1].train_seconds

@@ -27,6 +27,7 @@ from mnist_accel.runtime import (
     choose_precision,
     is_launched,
     is_out_of_memory,
+    naming_lost_peers,
     prepare,
     refuse_mismatch,
     refuse_too_few_gpus,
@@ -37,6 +38,7 @@ from mnist_accel.seeding import derive_seed
 from mnist_accel.syncbn import synchronise_batch_norm
 
 
+@naming_lost_peers()
 def run(request: Request, watcher: Watcher, started: float, parent: int | None = None) -> tuple[RunResult, RunFolder]:
     """Trains ``request.recipe`` here; ``started`` and ``parent`` are clock and parent at the process's first line.
 
@@ -83,15 +85,15 @@ def run(request: Request, watcher: Watcher, started: float, parent: int | None =
         fit(
             recipe,
             options,
-            request.changed,
             runtime,
             data,
             model,
             folder,
-            watcher if main else Watcher(),
             progress,
-            resumed,
-            parent if is_launched() else None,
+            watcher=watcher if main else Watcher(),
+            changed=request.changed,
+            resumed=resumed,
+            launcher=parent if is_launched() else None,
         )
     except (TrainingFailed, Interrupted) as error:
         progress.error = error
@@ -146,13 +148,14 @@ def new_model(recipe: Recipe, runtime: Runtime) -> nn.Module:
 def fit(
     recipe: Recipe,
     options: RunOptions,
-    changed: tuple[str, ...],
     runtime: Runtime,
     data: Dataset,
     model: nn.Module,
     folder: RunFolder,
-    watcher: Watcher,
     progress: Progress,
+    *,
+    watcher: Watcher,
+    changed: tuple[str, ...] = (),
     resumed: Resumption | None = None,
     launcher: int | None = None,
 ) -> None:
@@ -230,23 +233,23 @@ def fit(
             average.steps = resumed.checkpoint.facts.average_steps
         if runtime.accelerator.scaler and resumed.checkpoint.facts.scaler:
             runtime.accelerator.scaler.load_state_dict(resumed.checkpoint.facts.scaler)
-    watcher.on_start(
-        Start(
-            recipe,
-            count_parameters(model),
-            runtime,
-            data.name,
-            data.reason,
-            len(store),
-            len(test_store),
-            store.resident,
-            folder.path,
-            options.dry_run,
-            changed,
-            str(resumed.checkpoint.path) if resumed else None,
-        )
+    start = Start(
+        recipe=recipe,
+        params=count_parameters(model),
+        runtime=runtime,
+        dataset=data.name,
+        dataset_reason=data.reason,
+        train_images=len(store),
+        test_images=len(test_store),
+        resident=store.resident,
+        folder=folder.path,
+        dry_run=options.dry_run,
+        changed=changed,
+        resumed_from=str(resumed.checkpoint.path) if resumed else None,
     )
-    with watch_for_signals(launcher) as stop:
+    with watch_for_signals(launcher) as stop, naming_lost_peers(lambda: stop.signal_number):
+        # Whoever reads the banner may press Ctrl-C at once.
+        watcher.on_start(start)
         train(
             prepared,
             prepared_optimizer,

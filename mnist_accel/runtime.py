@@ -4,7 +4,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +17,7 @@ from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
 from torch.optim import Optimizer
 
-from mnist_accel.errors import UserError
+from mnist_accel.errors import Interrupted, TrainingFailed, UserError
 
 # What launchers say in ACCELERATE_MIXED_PRECISION, in our words.
 LAUNCHER_PRECISIONS = {"no": "fp32", "fp16": "fp16", "bf16": "bf16"}
@@ -216,6 +217,26 @@ def is_out_of_memory(error: RuntimeError) -> bool:
             "DefaultCPUAllocator",
         )
     )
+
+
+@contextmanager
+def naming_lost_peers(stop_signal: Callable[[], int] = lambda: 0) -> Iterator[None]:
+    """Inside, a process of the job that ended or hung costs one line; none where this one was asked to stop as well."""
+    try:
+        yield
+    except RuntimeError as error:
+        # NCCL's have a class of their own, gloo's are known by their text.
+        if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
+            raise
+        if stop_signal():
+            raise Interrupted(stop_signal()) from None
+        rank = os.environ.get("RANK", "?")
+        reason = str(error).partition("] ")[2].partition(". ")[0] or str(error)
+        raise TrainingFailed(
+            f"process {rank} lost another of this job, which ended or kept it waiting for longer than timeout= allows "
+            f"({reason}). resume=auto goes on from the last checkpoint",
+            here_only=True,
+        ) from None
 
 
 def together(accelerator: Accelerator, load: Callable[[], T]) -> T:
