@@ -131,7 +131,7 @@ def train(
             scored = synchronised_clock(device)
             with average.in_place(restore=not last) if average else nullcontext():
                 share_buffers(model, accelerator)
-                score = evaluate(accelerator.unwrap_model(model), test_batches, objective, accelerator, dry_run)
+                score = evaluate(bare(model), test_batches, objective, accelerator, dry_run)
             lr = lr_at(epoch * train_batches.steps_per_epoch + position.step - 1)
             if not math.isfinite(score.loss):
                 raise TrainingFailed(f"test loss is {score.loss} after epoch {epoch + 1}. Try a smaller lr than {lr:g}")
@@ -243,6 +243,11 @@ def evaluate(
     mean_loss = accelerator.reduce(loss, "sum").item() / total_
     positive = None if objective.positive_class is None else Positive.from_counts(hits_, said_yes_, is_yes_)
     return Score(correct_, total_, mean_loss, positive)
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """Without DDP around it. Accelerate's way imports torch's compiler, 1.2 s, to ask whether it was used."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 @torch.no_grad()

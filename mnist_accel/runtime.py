@@ -188,11 +188,14 @@ def start_runtime(precision: str = "auto", device: str = "auto", threads: int = 
 
 
 def prepare(runtime: Runtime, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
-    """Accelerate's: device, DDP, mixed precision."""
+    """Accelerate's: DDP and mixed precision."""
     with warnings.catch_warnings():
         # torch 2.13 renames DDP's broadcast_buffers; Accelerate knows the old name only, and so does torch 2.11.
         warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
-        prepared_model, prepared_optimizer = runtime.accelerator.prepare(model, optimizer)
+        # The model is where it belongs; asked to place it, Accelerate imports all of torch's sharding first: 0.4 s.
+        prepared_model, prepared_optimizer = runtime.accelerator.prepare(
+            model, optimizer, device_placement=[False, False]
+        )
     return prepared_model, prepared_optimizer
 
 

@@ -159,6 +159,19 @@ def test_a_dry_run_may_be_repeated_where_it_was(dry_run: Run, run_launch: Launch
     assert len((again.folder / "history.jsonl").read_text().splitlines()) == 1
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_a_start_waits_for_nothing_that_it_does_not_use(
+    run_launch: Launch, dry_run: Run, tmp_path: Path, optimizer: str
+) -> None:
+    """torch's compiler, its sharding and torchvision take longer to import than everything else together."""
+    words = ("recipe=onepoch", f"optimizer={optimizer}", "dry_run=true", "threads=1")
+    run = a_run(run_launch, tmp_path / "run", *words, launcher=(sys.executable, "-X", "importtime"))
+    assert run.code == 0
+    imported = {line.rpartition("|")[2].strip() for line in run.err.splitlines()}
+    assert {"torch", "accelerate"} <= imported
+    assert imported.isdisjoint({"torch._dynamo", "torch.distributed.tensor", "sympy", "torchvision"})
+
+
 # Ways to start it
 
 
