@@ -1,11 +1,12 @@
 """Where a run happens: device, processes, threads and precision, as they really are in effect."""
 
+import ctypes
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +26,10 @@ LAUNCHER_PRECISIONS = {"no": "fp32", "fp16": "fp16", "bf16": "bf16"}
 T = TypeVar("T")
 
 PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
+# glibc's malloc.h
+M_TRIM_THRESHOLD = -1
+M_MMAP_MAX = -4
 
 # Set for the processes that processes=N starts.
 SPAWNED = "MNIST_ACCEL_SPAWNED"
@@ -177,6 +182,7 @@ def start_runtime(precision: str = "auto", device: str = "auto", threads: int = 
             "Leave it out of accelerate's config, or name another with --config_file accelerate_config.yaml"
         )
     torch.set_num_threads(threads)
+    keep_freed_memory()
     name = "cpu" if device == "cpu" else torch.cuda.get_device_name(accelerator.device)
     if accelerator.num_processes != launched_world_size():
         raise UserError(
@@ -185,6 +191,15 @@ def start_runtime(precision: str = "auto", device: str = "auto", threads: int = 
         )
     backend = torch.distributed.get_backend() if accelerator.num_processes > 1 else ""
     return Runtime(accelerator, name, precision, threads, backend, inherited_config())
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep what is freed: it would give each large activation back to the system and take it anew, zeroed
+    page by page, in the next step: 8,000 page faults and a fifth of the time of a `sub20k` step."""
+    with suppress(OSError, AttributeError, TypeError):  # another C library than glibc
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def prepare(runtime: Runtime, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:

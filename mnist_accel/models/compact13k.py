@@ -2,13 +2,15 @@
 
 from torch import nn
 
+from mnist_accel.dropout import Dropout
+
 
 def conv_block(in_channels: int, out_channels: int, dropout: float, padding: int = 0) -> list[nn.Module]:
     return [
         nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=padding, bias=False),
         nn.ReLU(inplace=True),
         nn.BatchNorm2d(out_channels),
-        nn.Dropout(dropout),
+        Dropout(dropout),
     ]
 
 
