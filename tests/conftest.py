@@ -28,13 +28,14 @@ from mnist_accel.checkpoint import Checkpoint, Facts, capture, restore, write_ch
 from mnist_accel.data.batches import Augmentation, ImageStore, TestBatches, TrainBatches
 from mnist_accel.data.dataset import Dataset, load_dataset
 from mnist_accel.data.synthetic import draw_dataset
-from mnist_accel.engine import Position, StepInfo, train
+from mnist_accel.engine import EachStep, train
 from mnist_accel.models import build_model
 from mnist_accel.objective import build_objective
 from mnist_accel.optim import WeightAverage, build_optimizer
 from mnist_accel.results import EpochStats
 from mnist_accel.runtime import Runtime, prepare, start_runtime
 from mnist_accel.seeding import derive_seed
+from mnist_accel.stepping import BuildStepper, Position, StepInfo
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH")
@@ -140,6 +141,7 @@ def fit_(
     save_in: Path | None = None,
     stop_after_steps: int = 0,
     resumed: Checkpoint | None = None,
+    build_stepper: BuildStepper = EachStep,
 ) -> Fitted:
     """The real network, batches, optimizer and engine on ``data``; exceptions of the type ``catch`` are handed back.
 
@@ -211,6 +213,7 @@ def fit_(
             on_save=on_save,
             on_step=on_step,
             on_epoch=fitted.history.append,
+            build_stepper=build_stepper,
         )
     except catch as error:
         fitted.error = error
