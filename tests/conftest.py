@@ -99,6 +99,7 @@ class Fitted:
 
     model: nn.Module
     test_batches: TestBatches
+    position: Position
     history: list[EpochStats] = field(default_factory=list)
     steps: list[StepInfo] = field(default_factory=list)
     states: list[dict[str, Tensor]] = field(default_factory=list)  # after each step
@@ -168,7 +169,8 @@ def fit_(
             average.steps = facts.average_steps
     unprepared = chosen
     prepared, chosen = prepare(runtime, model, chosen)
-    fitted = Fitted(model, TestBatches(stores[1], batch_size=50, **normalisation), list(position.history))
+    test_batches = TestBatches(stores[1], batch_size=50, **normalisation)
+    fitted = Fitted(model, test_batches, position, list(position.history))
 
     def on_step(info: StepInfo) -> None:
         fitted.steps.append(info)
