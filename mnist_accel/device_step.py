@@ -177,7 +177,7 @@ class DeviceStep:
     def capture(self) -> Callable[[], None]:
         """Records the step, which does not run it, and hands back what replays it."""
         assert self.fixed is not None
-        # In torch up to 2.12 a generator that was in a failed capture refuses to draw ever after.
+        # In older torch, a generator that was in a failed capture refuses to draw ever after.
         generator = torch.cuda.default_generators[self.device.index or 0]
         unharmed = generator.clone_state()
         main, side = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)

@@ -5,7 +5,8 @@ On a CPU, where the step runs as it is, and recorded and replayed, which stands 
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -195,6 +196,59 @@ def test_a_capture_that_fails_costs_one_line_and_not_the_run(fit: Fit, runtime: 
     assert same(by_steps.tensors(), built.tensors())
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_capture_comes_after_a_warm_up_on_the_same_stream_and_cleans_up_behind_it(
+    fit: Fit, runtime: Runtime, tiny: Dataset, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """The one function that only a GPU can run, with torch.cuda replaced by what notes down its calls."""
+    happened: list[str] = []
+
+    class Stream:
+        def __init__(self, name: str):
+            self.name = name
+
+        def wait_stream(self, other: "Stream") -> None:
+            happened.append(f"{self.name} waits for {other.name}")
+
+    @contextmanager
+    def inside(name: str) -> Iterator[None]:
+        happened.append(name)
+        try:
+            yield
+        finally:
+            happened.append(f"end of {name}")
+
+    def body(chosen: Any) -> None:
+        happened.append("capturable step" if stepper.optimizer.param_groups[0]["capturable"] else "step")
+        if fails and "capture on side" in happened:
+            raise RuntimeError("not permitted")
+
+    generator = SimpleNamespace(clone_state=lambda: "unharmed", graphsafe_set_state=happened.append)
+    monkeypatch.setattr(torch.cuda, "default_generators", (generator,))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("main"))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("side"))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: inside(stream.name))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: inside(f"capture on {stream.name}"))
+    _, built = trained(fit, DeviceStep, runtime, tiny, epochs=0, optimizer="adam")
+    stepper = built.stepper
+    stepper.body = body
+    stepper.place(next(stepper.batches.selections(0)))
+    assert (stepper.try_capture() is None) == fails
+    assert happened == [
+        "side waits for main",
+        "side",
+        *["step"] * 3,
+        "capture on side",
+        "capturable step",
+        "end of capture on side",
+        "end of side",
+        *["unharmed"] * fails,
+        "main waits for side",
+    ]
+    assert not stepper.optimizer.param_groups[0]["capturable"]
+
+
 # A loss that is no number
 
 
@@ -227,6 +281,15 @@ def test_a_bad_loss_stops_every_later_step(
     for name in ("epoch", "step", "images"):
         assert getattr(late.position, name) == getattr(at_once.position, name), name
     assert [stats.correct for stats in late.history] == [stats.correct for stats in at_once.history]
+
+
+def test_the_first_bad_loss_is_the_one_that_is_told(fit: Fit, runtime: Runtime, tiny: Dataset) -> None:
+    _, built = trained(fit, DeviceStep, runtime, tiny, epochs=0)
+    stepper = built.stepper
+    for loss, masked in ((1.5, 0), (2.5, 0), (math.inf, 1), (3.0, 1), (math.nan, 1)):
+        stepper.judge(torch.tensor(loss))
+        assert (stepper.bad, stepper.found_inf) == (bool(masked), masked)
+    assert stepper.told.tolist() == [math.inf, 3]
 
 
 @WAYS
