@@ -5,31 +5,21 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from mnist_accel.data.batches import Batch, TestBatches, TrainBatches
+from mnist_accel.data.batches import Batch, Selection, TestBatches, TrainBatches
 from mnist_accel.errors import Interrupted, TrainingFailed
 from mnist_accel.objective import Objective
 from mnist_accel.optim import WeightAverage
 from mnist_accel.results import EpochStats, Positive
 from mnist_accel.seeding import derive_seed, seed_device
+from mnist_accel.stepping import BuildStepper, Position, StepInfo, not_finite
 from mnist_accel.syncbn import count_images
-
-
-@dataclass(frozen=True)
-class StepInfo:
-    """A finished optimizer step, over all ranks."""
-
-    epoch: int  # from 1
-    step: int  # from 1, within the epoch
-    steps_per_epoch: int
-    loss: float  # mean over the images of this step
-    images: int
 
 
 @dataclass(frozen=True)
@@ -47,15 +37,38 @@ class Score:
 
 
 @dataclass
-class Position:
-    """How far training has come: with the tensors of a checkpoint, all that going on exactly needs."""
+class EachStep:
+    """The ordinary way: the loss of every step is looked at before the weights move."""
 
-    epoch: int = 0  # finished epochs
-    step: int = 0  # finished steps of the epoch under way
-    loss_sum: float = 0.0  # over their images
-    images: int = 0
-    seconds: float = 0.0  # that they took
-    history: list[EpochStats] = field(default_factory=list)
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    batches: TrainBatches
+    objective: Objective
+    accelerator: Accelerator
+    clip_norm: float
+    average: WeightAverage | None
+
+    def step(
+        self, chosen: Selection, position: Position, lr: float, dropout_seed: int, stop_signal: int, read: bool
+    ) -> tuple[float, int]:
+        batch = self.batches.load(chosen)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        seed_device(self.accelerator.device, dropout_seed)
+        loss, signal_number = train_step(
+            self.model,
+            self.optimizer,
+            batch,
+            self.objective,
+            self.accelerator,
+            self.clip_norm,
+            (position.epoch, position.step),
+            stop_signal,
+        )
+        if self.average:
+            self.average.update()
+        position.loss_sum += loss * batch.global_count
+        return loss, signal_number
 
 
 def train(
@@ -78,6 +91,7 @@ def train(
     on_save: Callable[[Position], None] = lambda position: None,
     on_step: Callable[[StepInfo], None] = lambda info: None,
     on_epoch: Callable[[EpochStats], None] = lambda stats: None,
+    build_stepper: BuildStepper = EachStep,
     profiler: AbstractContextManager[object] | None = None,
 ) -> list[EpochStats]:
     """Trains ``model`` (as Accelerate prepared it) from ``position`` on, and scores it after every epoch.
@@ -91,6 +105,7 @@ def train(
         # Accelerate's wrapper searches the disk for an optional package twice a step: 0.3 ms of onepoch's 3.
         # All that it adds here is the gradient scaling of fp16.
         optimizer = getattr(optimizer, "optimizer", optimizer)
+    stepper = build_stepper(model, optimizer, train_batches, objective, accelerator, clip_norm, average)
     device = accelerator.device
     steps_per_epoch = 1 if dry_run else train_batches.steps_per_epoch
 
@@ -103,23 +118,20 @@ def train(
             epoch = position.epoch
             model.train()
             started = synchronised_clock(device)
-            batches = train_batches.epoch(epoch, position.step)
-            for step, batch in zip(range(position.step, steps_per_epoch), batches, strict=False):
+            selections = train_batches.selections(epoch, position.step)
+            for step, chosen in zip(range(position.step, steps_per_epoch), selections, strict=False):
                 global_step = epoch * train_batches.steps_per_epoch + step
-                for group in optimizer.param_groups:
-                    group["lr"] = lr_at(global_step)
+                saves = save_every > 0 and (global_step + 1) % save_every == 0
                 # From (seed, step, rank), so that no random state needs saving.
-                seed_device(device, derive_seed(seed, "dropout", global_step, accelerator.process_index))
-                loss, signal_number = train_step(
-                    model, optimizer, batch, objective, accelerator, clip_norm, (epoch, step), stop_signal()
+                dropout_seed = derive_seed(seed, "dropout", global_step, accelerator.process_index)
+                read = saves or step + 1 == steps_per_epoch
+                loss, signal_number = stepper.step(
+                    chosen, position, lr_at(global_step), dropout_seed, stop_signal(), read
                 )
-                if average:
-                    average.update()
                 position.step = step + 1
-                position.loss_sum += loss * batch.global_count
-                position.images += batch.global_count
-                on_step(StepInfo(epoch + 1, step + 1, steps_per_epoch, loss, batch.global_count))
-                if signal_number or (save_every and (global_step + 1) % save_every == 0):
+                position.images += chosen.global_count
+                on_step(StepInfo(epoch + 1, step + 1, steps_per_epoch, loss, chosen.global_count))
+                if signal_number or saves:
                     position.seconds += synchronised_clock(device) - started
                     save()
                     if signal_number:
@@ -183,11 +195,7 @@ def train_step(
     loss_sum, stop_signal = shared()
     mean_loss = loss_sum / batch.global_count
     if not math.isfinite(mean_loss):
-        epoch, step = place
-        raise TrainingFailed(
-            f"loss is {mean_loss} at epoch {epoch + 1}, step {step + 1}; the weights were left as they were before it. "
-            f"Try a smaller lr than {optimizer.param_groups[0]['lr']:g}, or clip_norm=1"
-        )
+        raise not_finite(mean_loss, *place, optimizer.param_groups[0]["lr"])
     if clip_norm:
         accelerator.clip_grad_norm_(model.parameters(), clip_norm)
     optimizer.step()

@@ -87,10 +87,20 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
+        torch._foreach_lerp_(self.average, self.live, self.next_weight())
+
+    def next_weight(self) -> float:
+        """What the weights after one more step count for in the average."""
         # The average of the first steps must not be dominated by the random start.
         self.steps += 1
-        decay = min(self.decay, self.steps / (self.steps + 10))
-        torch._foreach_lerp_(self.average, self.live, 1 - decay)
+        return 1 - min(self.decay, self.steps / (self.steps + 10))
+
+    @torch.no_grad()
+    def update_unless(self, bad: Tensor, weight: Tensor) -> None:
+        """``update`` without a look at the device: ``next_weight`` and whether to update at all are tensors there."""
+        for average, live in zip(self.average, self.live, strict=True):
+            # Chosen, not multiplied by zero: zero times nan is nan.
+            average.lerp_(torch.where(bad, average, live), weight)
 
     @contextmanager
     @torch.no_grad()

@@ -14,13 +14,13 @@ import mnist_accel
 from mnist_accel.claims import judged
 from mnist_accel.cli import Request
 from mnist_accel.data.dataset import Dataset
-from mnist_accel.engine import Position, StepInfo
 from mnist_accel.errors import Interrupted, TrainingFailed
 from mnist_accel.models import count_parameters
 from mnist_accel.recipe import Recipe
 from mnist_accel.results import EpochStats, RunResult
 from mnist_accel.resume import Resumption
 from mnist_accel.runtime import Runtime
+from mnist_accel.stepping import Position, StepInfo
 
 
 @dataclass(frozen=True)

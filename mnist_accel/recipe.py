@@ -145,6 +145,10 @@ class RunOptions:
         int | None,
         option("megabytes of GPU memory for the images, fed from host memory if more (default: what is free)", ge=0),
     ] = None
+    graph: Annotated[
+        Literal["auto", "off"],
+        option("auto lets one process on a GPU replay its training step as one captured CUDA graph, off never does"),
+    ] = "auto"
     resume: Annotated[
         str | None,
         option(

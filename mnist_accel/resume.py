@@ -8,10 +8,10 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from mnist_accel.checkpoint import Checkpoint, DamagedCheckpoint, newest_first, newest_intact, read_checkpoint
-from mnist_accel.engine import Position
 from mnist_accel.errors import UserError
 from mnist_accel.recipe import Recipe
 from mnist_accel.results import CHECKPOINTS, EpochStats, unfinished_run
+from mnist_accel.stepping import Position
 
 # What was published and measured about a recipe may change between two runs of it.
 NOT_LEARNING = ("claims", "measured")

@@ -1,6 +1,7 @@
 """A recipe and its options → a trained, evaluated, written-down run. Shared by ``launch.py`` and the commands."""
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,7 +11,8 @@ from mnist_accel.checkpoint import Facts, capture, restore
 from mnist_accel.cli import Request, too_small_batch
 from mnist_accel.data.batches import Augmentation, ImageStore, TestBatches, TrainBatches
 from mnist_accel.data.dataset import Dataset, hold_out, load_dataset
-from mnist_accel.engine import Position, train
+from mnist_accel.device_step import DeviceStep, can_capture
+from mnist_accel.engine import EachStep, train
 from mnist_accel.errors import Interrupted, TrainingFailed, UserError
 from mnist_accel.interrupt import watch_for_signals
 from mnist_accel.models import build_model, count_parameters
@@ -35,6 +37,7 @@ from mnist_accel.runtime import (
     together,
 )
 from mnist_accel.seeding import derive_seed
+from mnist_accel.stepping import Position
 from mnist_accel.syncbn import synchronise_batch_norm
 
 
@@ -185,6 +188,7 @@ def fit(
     if recipe.sync_batchnorm and runtime.world_size > 1:
         synchronise_batch_norm(model)
     prepared, prepared_optimizer = prepare(runtime, model, optimizer)
+    captures = options.graph == "auto" and can_capture(runtime.accelerator, store)
     total_steps = recipe.epochs * train_batches.steps_per_epoch
 
     def lr_at(step: int) -> float:
@@ -269,6 +273,7 @@ def fit(
             on_save=on_save,
             on_step=watcher.on_step,
             on_epoch=on_epoch,
+            build_stepper=partial(DeviceStep, tell=watcher.on_problem) if captures else EachStep,
         )
     if runtime.accelerator.is_main_process:
         folder.write_weights(model.state_dict())

@@ -28,13 +28,14 @@ from mnist_accel.checkpoint import Checkpoint, Facts, capture, restore, write_ch
 from mnist_accel.data.batches import Augmentation, ImageStore, TestBatches, TrainBatches
 from mnist_accel.data.dataset import Dataset, load_dataset
 from mnist_accel.data.synthetic import draw_dataset
-from mnist_accel.engine import Position, StepInfo, train
+from mnist_accel.engine import EachStep, train
 from mnist_accel.models import build_model
 from mnist_accel.objective import build_objective
 from mnist_accel.optim import WeightAverage, build_optimizer
 from mnist_accel.results import EpochStats
 from mnist_accel.runtime import Runtime, prepare, start_runtime
 from mnist_accel.seeding import derive_seed
+from mnist_accel.stepping import BuildStepper, Position, StepInfo
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH")
@@ -98,6 +99,7 @@ class Fitted:
 
     model: nn.Module
     test_batches: TestBatches
+    position: Position
     history: list[EpochStats] = field(default_factory=list)
     steps: list[StepInfo] = field(default_factory=list)
     states: list[dict[str, Tensor]] = field(default_factory=list)  # after each step
@@ -140,6 +142,7 @@ def fit_(
     save_in: Path | None = None,
     stop_after_steps: int = 0,
     resumed: Checkpoint | None = None,
+    build_stepper: BuildStepper = EachStep,
 ) -> Fitted:
     """The real network, batches, optimizer and engine on ``data``; exceptions of the type ``catch`` are handed back.
 
@@ -166,7 +169,8 @@ def fit_(
             average.steps = facts.average_steps
     unprepared = chosen
     prepared, chosen = prepare(runtime, model, chosen)
-    fitted = Fitted(model, TestBatches(stores[1], batch_size=50, **normalisation), list(position.history))
+    test_batches = TestBatches(stores[1], batch_size=50, **normalisation)
+    fitted = Fitted(model, test_batches, position, list(position.history))
 
     def on_step(info: StepInfo) -> None:
         fitted.steps.append(info)
@@ -211,6 +215,7 @@ def fit_(
             on_save=on_save,
             on_step=on_step,
             on_epoch=fitted.history.append,
+            build_stepper=build_stepper,
         )
     except catch as error:
         fitted.error = error

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from mnist_accel import cli
 from mnist_accel.data.batches import Augmentation, ImageStore, TestBatches, TrainBatches
 from mnist_accel.data.synthetic import draw_dataset
-from mnist_accel.engine import Position, StepInfo, evaluate, train
+from mnist_accel.engine import evaluate, train
 from mnist_accel.models import build_model
 from mnist_accel.objective import build_objective
 from mnist_accel.optim import WeightAverage, build_optimizer, lr_factor
 from mnist_accel.runtime import leave, prepare, start_runtime
+from mnist_accel.stepping import Position, StepInfo
 from mnist_accel.syncbn import synchronise_batch_norm
 
 TRAIN_IMAGES, BATCH_SIZE, EPOCHS = 598, 199, 2  # 199, 199, 199 and 1: nothing divides, and the last has too few

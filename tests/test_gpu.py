@@ -7,14 +7,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import Fitted, Launch
 
+import mnist_accel.device_step
+from mnist_accel.checkpoint import newest_intact
 from mnist_accel.data.batches import Augmentation, ImageStore, TrainBatches
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.data.synthetic import draw_dataset
+from mnist_accel.device_step import DeviceStep, can_capture
+from mnist_accel.errors import Interrupted, TrainingFailed
 from mnist_accel.runtime import Runtime
 
 pytestmark = [
@@ -94,6 +99,147 @@ def test_dropout_is_seeded_on_the_device(fit: Fit, make_runtime: MakeRuntime, ti
         first_losses.append(fit(runtime, tiny, dropout=0.5).losses[0])
     assert first_losses[0] == pytest.approx(first_losses[1], rel=1e-5)
     assert first_losses[0] != pytest.approx(fit(runtime, tiny).losses[0], rel=1e-5)
+
+
+# The captured step
+
+
+class Graphs:
+    """Builds steppers that capture, and keeps the last."""
+
+    def __init__(self, **how: Any):
+        self.how = how
+
+    def __call__(self, *args: Any) -> DeviceStep:
+        self.stepper = DeviceStep(*args, **self.how)
+        return self.stepper
+
+
+@pytest.fixture
+def every_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mnist_accel.device_step, "READ_EVERY", 1)
+
+
+@pytest.mark.usefixtures("every_loss")
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_captured_step_trains_as_the_ordinary_one(
+    fit: Fit, make_runtime: MakeRuntime, tiny: Dataset, optimizer: str, precision: str
+) -> None:
+    how: dict[str, Any] = {
+        "optimizer": optimizer,
+        "momentum": 0.9,
+        "batch_size": 130,  # the last batch of an epoch has 80 images, and no graph
+        "epochs": 2,
+        "lr_at": lambda step: 0.003 / (step + 1),
+        "dropout": 0.3,
+        "clip_norm": 1.0,
+        "ema": 0.7,
+        "augmentation": Augmentation(rotation=10, translation=0.1, scale=0.1, shear=5),
+    }
+    said: list[str] = []
+    graphs = Graphs(tell=said.append)
+    captured = fit(make_runtime(precision, "cuda"), tiny, build_stepper=graphs, **how)
+    ordinary = fit(make_runtime(precision, "cuda"), tiny, **how)
+    assert graphs.stepper.replay is not None and said == []
+    rel = 2e-3 if precision == "fp32" else 2e-2
+    assert captured.losses == pytest.approx(ordinary.losses, rel=rel)
+    for one, other in zip(captured.history, ordinary.history, strict=True):
+        assert one.test_loss == pytest.approx(other.test_loss, rel=rel)
+
+
+@pytest.mark.usefixtures("every_loss")
+@pytest.mark.parametrize("network", ["efficient25k", "onepoch", "compact13k"])
+def test_a_captured_step_draws_the_same_dropout(
+    fit: Fit, make_runtime: MakeRuntime, tiny: Dataset, network: str
+) -> None:
+    """Weights that stay where they are leave nothing else that could differ; another mask would by some percent."""
+    how: dict[str, Any] = {"network": network, "dropout": 0.5, "lr_at": lambda step: 0.0, "optimizer": "sgd"}
+    runtime = make_runtime("fp32", "cuda")
+    captured = fit(runtime, tiny, build_stepper=DeviceStep, **how)
+    assert captured.losses == pytest.approx(fit(runtime, tiny, **how).losses, rel=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_a_bad_loss_in_a_captured_step_never_reaches_the_weights(
+    fit: Fit, make_runtime: MakeRuntime, tiny: Dataset, optimizer: str
+) -> None:
+    """Forty-seven further steps are replayed before anyone looks."""
+    how: dict[str, Any] = {
+        "optimizer": optimizer,
+        "momentum": 0.9,
+        "ema": 0.7,
+        "batch_size": 10,
+        "lr_at": lambda step: 1e30 if step == 3 else 0.01,
+        "catch": TrainingFailed,
+    }
+    runtime = make_runtime("fp32", "cuda")
+    graphs = Graphs()
+    failed = fit(runtime, tiny, build_stepper=graphs, **how)
+    at_once = fit(runtime, tiny, **how)
+    assert str(failed.error) == str(at_once.error) and "step 5;" in str(failed.error)
+    assert len(failed.steps) == 50 and failed.position.step == at_once.position.step == 4
+    assert all(parameter.isfinite().all() for parameter in failed.model.parameters())
+    assert all(average.isfinite().all() for average in graphs.stepper.average.average)
+    for state in graphs.stepper.optimizer.state.values():
+        assert all(tensor.isfinite().all() for tensor in state.values())
+        assert state.get("step", torch.tensor(4.0)) == 4
+
+
+def test_a_captured_run_is_resumed_in_the_middle_of_an_epoch(
+    fit: Fit, make_runtime: MakeRuntime, tiny: Dataset, tmp_path: Path
+) -> None:
+    how: dict[str, Any] = {"epochs": 2, "dropout": 0.3, "ema": 0.7, "optimizer": "sgd", "momentum": 0.9}
+    runtime = make_runtime("fp32", "cuda")
+    whole = fit(runtime, tiny, build_stepper=DeviceStep, **how)
+    fit(runtime, tiny, build_stepper=DeviceStep, save_in=tmp_path, stop_after_steps=8, catch=Interrupted, **how)
+    checkpoint, _ = newest_intact(tmp_path)
+    assert checkpoint is not None and (checkpoint.facts.epoch, checkpoint.facts.step) == (1, 2)
+    resumed = fit(runtime, tiny, build_stepper=DeviceStep, resumed=checkpoint, **how)
+    assert resumed.history[1].train_loss == pytest.approx(whole.history[1].train_loss, rel=2e-3)
+    assert resumed.history[1].test_loss == pytest.approx(whole.history[1].test_loss, rel=2e-3)
+
+
+@pytest.mark.usefixtures("every_loss")
+def test_a_step_that_cannot_be_captured_trains_uncaptured(fit: Fit, make_runtime: MakeRuntime, tiny: Dataset) -> None:
+    """A question to the device, which breaks a capture off in its middle; dropout draws on none the worse."""
+
+    def asks(layer: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        if torch.cuda.is_current_stream_capturing():
+            output.sum().item()
+
+    said: list[str] = []
+    graphs = Graphs(tell=said.append)
+    runtime = make_runtime("fp32", "cuda")
+    handle = torch.nn.modules.module.register_module_forward_hook(asks)
+    try:
+        uncaptured = fit(runtime, tiny, dropout=0.3, build_stepper=graphs)
+    finally:
+        handle.remove()
+    assert graphs.stepper.replay is None and len(said) == 1
+    assert uncaptured.losses == pytest.approx(fit(runtime, tiny, dropout=0.3).losses, rel=2e-3)
+
+
+def test_what_no_graph_is_made_of(make_runtime: MakeRuntime, tiny: Dataset) -> None:
+    runtime = make_runtime("fp32", "cuda")
+    stores = (ImageStore(tiny.train_images, tiny.train_labels, runtime.device, limit) for limit in (None, 0))
+    assert [can_capture(runtime.accelerator, store) for store in stores] == [True, False]
+    runtime = make_runtime("fp16", "cuda")
+    assert not can_capture(runtime.accelerator, ImageStore(tiny.train_images, tiny.train_labels, runtime.device))
+
+
+def test_a_run_captures_by_itself_and_graph_off_does_not(run_launch: Launch, tmp_path: Path) -> None:
+    accuracies = []
+    for graph in ("auto", "off"):
+        out = tmp_path / graph
+        words = ("recipe=onepoch", "dataset=synthetic", "batch_size=1000", f"graph={graph}", f"out={out}")
+        ended = run_launch(*words, env=WITH_GPU)
+        assert ended.returncode == 0 and "warning" not in ended.stdout, ended.stderr
+        accuracies.append(json.loads((out / "result.json").read_text())["accuracy"])
+    assert min(accuracies) > 80 and accuracies[0] == pytest.approx(accuracies[1], abs=3)
+
+
+# Memory
 
 
 @pytest.mark.parametrize("augmentation", [Augmentation(), Augmentation(rotation=15, translation=0.1)])

@@ -24,6 +24,16 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Selection:
+    """Which images a step takes, and how each is to be warped; nothing is loaded yet."""
+
+    indices: Tensor  # int64 [n], beside the images
+    warps: Tensor | None  # [n, 2, 3], on the device
+    counted: int  # as in Batch
+    global_count: int
+
+
+@dataclass(frozen=True)
 class Augmentation:
     """Ranges of the random warp, as in the recipe."""
 
@@ -102,6 +112,15 @@ class TrainBatches:
         return torch.randperm(len(self.store), generator=generator)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """The batches of ``selections``, ready for the network."""
+        return map(self.load, self.selections(epoch, first_step))
+
+    def load(self, chosen: Selection) -> Batch:
+        raw, labels = self.store.take(chosen.indices)
+        images = prepare(raw, self.mean, self.std, chosen.warps)
+        return Batch(images, labels, chosen.counted, chosen.global_count)
+
+    def selections(self, epoch: int, first_step: int = 0) -> Iterator[Selection]:
         """The steps of one epoch from ``first_step`` on, which makes resuming in its middle exact."""
         order = self.order(epoch).to(self.store.images.device)
         warps = draw_warps(len(order), derive_seed(self.seed, "warp", epoch), **vars(self.augmentation))
@@ -114,9 +133,7 @@ class TrainBatches:
             if counted == 0:
                 # Every rank has to run forward and backward; this one does with an image that counts for nothing.
                 mine = slice(start, start + 1)
-            raw, labels = self.store.take(order[mine])
-            images = prepare(raw, self.mean, self.std, None if warps is None else warps[mine])
-            yield Batch(images, labels, counted, global_count=stop - start)
+            yield Selection(order[mine], None if warps is None else warps[mine], counted, global_count=stop - start)
 
 
 class TestBatches:
