@@ -42,7 +42,7 @@ def watch_for_signals(launcher: int | None) -> Iterator[StopRequest]:
     }
     try:
         yield request
-    except Interrupted:
+    except (Interrupted, PeerLost):
         # What is left is to write it down and to go: the launcher's signal, after the terminal's, must not cut it off.
         before = dict.fromkeys(before, signal.SIG_IGN)
         raise

@@ -177,7 +177,6 @@ def fit(
         **ranks,
     )
     test_batches = TestBatches(test_store, mean=recipe.mean, std=recipe.std, **ranks)
-    average = WeightAverage(model, recipe.ema) if recipe.ema else None
     optimizer = build_optimizer(
         recipe.optimizer,
         model.parameters(),
@@ -189,6 +188,8 @@ def fit(
     if recipe.sync_batchnorm and runtime.world_size > 1:
         synchronise_batch_norm(model)
     prepared, prepared_optimizer = prepare(runtime, model, optimizer)
+    # Not before: to Accelerate a rank's CPU is cpu:1, no torch tensor says so, and it copies the whole model there.
+    average = WeightAverage(model, recipe.ema) if recipe.ema else None
     total_steps = recipe.epochs * train_batches.steps_per_epoch
 
     def lr_at(step: int) -> float:

@@ -19,7 +19,7 @@ import recipes
 from mnist_accel.recipe import Recipe, RunOptions, keys_of
 from mnist_accel.runtime import usable_cores
 
-# DESIGN's list. README explains the fields; they are only ever added to, and added here.
+# README explains the fields; they are only ever added to, and added here.
 CONTRACT = (
     {"schema", "status", "recipe", "model", "params", "dataset", "dataset_reason", "train_images", "test_images"}
     | {"epochs", "batch_size", "optimizer_steps", "seed", "device", "world_size", "threads", "precision", "accuracy"}
