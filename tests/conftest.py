@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -22,6 +23,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from jobs import ROOT, TWO, WORDS, Begin, Job, Launch, Run, a_run, as_if_killed
+from mirror import Server
 from torch import Tensor, nn
 
 from mnist_accel.checkpoint import Checkpoint, Facts, capture, restore, write_checkpoint
@@ -138,6 +140,7 @@ def fit_(
     save_every: int = 0,
     save_in: Path | None = None,
     stop_after_steps: int = 0,
+    stop: Callable[[], int] | None = None,
     resumed: Checkpoint | None = None,
 ) -> Fitted:
     """The real network, batches, optimizer and engine on ``data``; exceptions of the type ``catch`` are handed back.
@@ -206,7 +209,7 @@ def fit_(
             dry_run=dry_run,
             position=position,
             save_every=save_every,
-            stop_signal=stop_signal,
+            stop_signal=stop or stop_signal,
             on_save=on_save,
             on_step=on_step,
             on_epoch=fitted.history.append,
@@ -347,13 +350,16 @@ def begin(clean_environment: dict[str, str], tmp_path: Path) -> Iterator[Begin]:
         launcher: Sequence[str] = (sys.executable,),
         folder: Path | None = None,
         file_bytes: int | None = None,
+        script: Path = ROOT / "launch.py",
+        env: Mapping[str, str] | None = None,
+        dataset: str = "synthetic",
     ) -> Job:
         folder = folder or tmp_path / "run"
         mark = uuid4().hex
         process = subprocess.Popen(
-            [*launcher, str(ROOT / "launch.py"), *words, "dataset=synthetic", f"out={folder}"],
+            [*launcher, str(script), *words, f"dataset={dataset}", f"out={folder}"],
             cwd=ROOT,
-            env=clean_environment | {"JOB": mark},
+            env=clean_environment | {"JOB": mark} | dict(env or {}),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -369,3 +375,18 @@ def begin(clean_environment: dict[str, str], tmp_path: Path) -> Iterator[Begin]:
         for pid in job.processes():
             os.kill(pid, signal.SIGKILL)
         job.process.communicate(timeout=60)
+
+
+# The network
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.stopping.set()
+        server.shutdown()
+        thread.join()

@@ -31,15 +31,6 @@ def can_be_gone_on_with(job: Job, words: Sequence[str]) -> None:
 # kill -9
 
 
-def test_kill_9_loses_nothing_that_was_saved(begin: Begin, run_launch: Launch, late: Path, trained_run: Run) -> None:
-    job = begin(*WORDS, "checkpoint_every=5", "resume=auto", folder=late)
-    job.wait_for_checkpoint(105)
-    job.process.kill()
-    assert job.end()[0] == -signal.SIGKILL
-    assert not (job.folder / "result.json").exists()
-    goes_on_as_if_nothing_had_happened(a_run(run_launch, job.folder, *WORDS, "resume=auto"), trained_run)
-
-
 @pytest.mark.slow
 def test_kill_9_at_random_moments_loses_nothing(begin: Begin, run_launch: Launch, trained_run: Run) -> None:
     """Twenty times: at whatever the run is doing then, writing a checkpoint after every step included."""
@@ -139,7 +130,7 @@ def test_sigterm_saves_says_so_in_one_line_and_ends_with_143(
     goes_on_as_if_nothing_had_happened(a_run(run_launch, late, *WORDS, "resume=auto"), trained_run)
 
 
-@pytest.mark.parametrize("saved_before", [True, False])
+@pytest.mark.parametrize("saved_before", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_what_a_full_disk_did_not_take_is_not_promised(
     begin: Begin, late: Path, tmp_path: Path, saved_before: bool
 ) -> None:
@@ -174,11 +165,12 @@ def to_one_rank(job: Job) -> None:
 
 
 @pytest.mark.parametrize(
-    ("send", "code", "name"),
+    ("send", "code", "name", "to_the_end"),
     [
-        (to_the_launcher, 143, "SIGTERM"),
-        pytest.param(to_everyone, 130, "SIGINT", marks=pytest.mark.slow),
-        pytest.param(to_one_rank, 143, "SIGTERM", marks=pytest.mark.slow),
+        (to_the_launcher, 143, "SIGTERM", False),
+        pytest.param(to_the_launcher, 143, "SIGTERM", True, marks=pytest.mark.slow),
+        pytest.param(to_everyone, 130, "SIGINT", True, marks=pytest.mark.slow),
+        pytest.param(to_one_rank, 143, "SIGTERM", True, marks=pytest.mark.slow),
     ],
 )
 def test_all_ranks_stop_at_one_step_save_and_go_on(
@@ -189,6 +181,7 @@ def test_all_ranks_stop_at_one_step_save_and_go_on(
     send: Callable[[Job], None],
     code: int,
     name: str,
+    to_the_end: bool,
 ) -> None:
     job = begin(*TWO, "checkpoint_every=3", "resume=auto", folder=late_two)
     job.wait_for_checkpoint(45)
@@ -200,7 +193,8 @@ def test_all_ranks_stop_at_one_step_save_and_go_on(
     assert result_of(job.folder)["status"] == "interrupted"
     assert read_checkpoint(job.checkpoints[0]).facts.world_size == 2
     can_be_gone_on_with(job, TWO)
-    goes_on_as_if_nothing_had_happened(a_run(run_launch, job.folder, *TWO, "resume=auto"), trained_by_two)
+    if to_the_end:
+        goes_on_as_if_nothing_had_happened(a_run(run_launch, job.folder, *TWO, "resume=auto"), trained_by_two)
 
 
 # One rank dies or hangs
@@ -222,7 +216,7 @@ def test_a_rank_that_dies_ends_the_job_within_15_seconds(begin: Begin, late_two:
     checked(*TWO, f"out={job.folder}", "resume=auto")
 
 
-@pytest.mark.parametrize("survivor", [0, 1])
+@pytest.mark.parametrize("survivor", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_rank_that_dies_while_another_is_asked_to_stop_leaves_no_traceback(
     begin: Begin, late_two: Path, survivor: int
 ) -> None:
@@ -262,7 +256,7 @@ ACCELERATE = (program("accelerate"), "launch")
 TORCHRUN = (program("torchrun"), "--nproc-per-node", "2")
 
 
-@pytest.mark.parametrize("moment", ["while it loads", "while it trains"])
+@pytest.mark.parametrize("moment", [pytest.param("while it loads", marks=pytest.mark.slow), "while it trains"])
 def test_the_end_of_accelerate_launch_ends_its_training_which_saves(begin: Begin, moment: str) -> None:
     """It dies of SIGTERM without passing it on."""
     job = begin(*WORDS, "checkpoint_every=5", launcher=ACCELERATE)
@@ -282,7 +276,14 @@ def test_sigterm_to_torchrun_ends_all_ranks_which_save(begin: Begin) -> None:
     ends_interrupted(job, "SIGTERM", TWO[:-1])
 
 
-@pytest.mark.parametrize("launcher", [ACCELERATE, TORCHRUN], ids=["accelerate launch", "torchrun"])
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        pytest.param(ACCELERATE, id="accelerate launch", marks=pytest.mark.slow),
+        pytest.param((*ACCELERATE, "--multi_gpu", "--num_processes", "2"), id="accelerate launch of two"),
+        pytest.param(TORCHRUN, id="torchrun", marks=pytest.mark.slow),
+    ],
+)
 def test_ctrl_c_to_a_launcher_ends_all_processes_which_save(begin: Begin, launcher: tuple[str, ...]) -> None:
     job = begin(*TWO[:-1], "checkpoint_every=5", launcher=launcher)
     job.wait_for_checkpoint(5)

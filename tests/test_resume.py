@@ -148,11 +148,6 @@ def test_where_every_checkpoint_is_damaged_nothing_starts_from_the_beginning_una
         checked(*WORDS, "resume=auto")
 
 
-def test_a_refusal_ends_the_program_with_2(run_launch: Launch, copied: Path) -> None:
-    ended = a_run(run_launch, copied, *WORDS, "lr=0.5", "resume=auto")
-    assert (ended.code, ended.out) == (2, "") and one_error_line(ended.err)
-
-
 def test_a_checkpoint_of_other_data_is_refused(run_launch: Launch, copied: Path) -> None:
     for path in newest_first(copied / "checkpoints"):
         read = read_checkpoint(path)
