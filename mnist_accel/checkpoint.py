@@ -8,7 +8,7 @@ ones are pruned only after that.
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, field
 from pathlib import Path
@@ -149,8 +149,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except DamagedCheckpoint:
         raise
     except (OSError, SafetensorError, ValidationError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise DamagedCheckpoint(" ".join(str(error).split())[:200] or type(error).__name__) from None
+        raise DamagedCheckpoint(in_one_line(error)) from None
     return Checkpoint(path, metadata["sha256"], facts, tensors)
+
+
+def in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def header(content: bytes) -> dict[str, str]:
@@ -186,12 +190,14 @@ def newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"), reverse=True) if folder.is_dir() else []
 
 
-def newest_intact(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that verifies, and a line for each newer one that does not."""
+def newest_intact(
+    folder: Path, read: Callable[[Path], Checkpoint] = read_checkpoint
+) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that ``read`` does not find damaged, and a line for each newer one that it does."""
     complaints: list[str] = []
     for path in newest_first(folder):
         try:
-            return read_checkpoint(path), complaints
+            return read(path), complaints
         except DamagedCheckpoint as error:
             complaints.append(f"{path}: {error}")
     return None, complaints

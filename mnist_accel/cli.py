@@ -185,7 +185,7 @@ def exit_with_one_line(run: Callable[[], int]) -> NoReturn:
         code = 2 if isinstance(error, UserError) else 3
     except Interrupted as error:
         if is_first_rank():
-            say(f"{error}; resume=auto goes on from there")
+            say(f"{error}; {error.outlook}")
         code = error.exit_code
     except KeyboardInterrupt:
         if is_first_rank():

@@ -142,7 +142,8 @@ def train(
             last = epoch + 1 == epochs or dry_run
             scored = synchronised_clock(device)
             with average.in_place(restore=not last) if average else nullcontext():
-                share_buffers(model, accelerator)
+                if average:  # of statistics that each rank took for itself; the model's own are equal since the save
+                    share_buffers(model, accelerator)
                 score = evaluate(bare(model), test_batches, objective, accelerator, dry_run)
             lr = lr_at(epoch * train_batches.steps_per_epoch + position.step - 1)
             if not math.isfinite(score.loss):

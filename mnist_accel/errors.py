@@ -38,9 +38,14 @@ class TrainingFailed(OneLine):
     """Training itself cannot go on (non-finite loss, GPU out of memory): one line, exit 3."""
 
 
-class Interrupted(OneLine):
-    """Asked to stop, by a signal, and saved: exit 128 + its number, as shells say it."""
+class PeerLost(TrainingFailed):
+    """Another process of the job is gone or hangs: nothing that would happen again, so the run can be gone on with."""
 
-    def __init__(self, signal_number: int):
-        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+
+class Interrupted(OneLine):
+    """Asked to stop, by a signal: exit 128 + its number, as shells say it. ``outlook``: what can be gone on from."""
+
+    def __init__(self, signal_number: int, here_only: bool = False):
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}", here_only)
         self.exit_code = 128 + signal_number
+        self.outlook = "nothing was saved"

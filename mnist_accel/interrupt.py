@@ -1,13 +1,16 @@
-"""SIGTERM, Ctrl-C or the launcher's death, noticed between two steps, so that a run can save before it ends."""
+"""What ends a run from outside: SIGTERM, Ctrl-C or the launcher's death, noticed between two steps, so that it can save
+before it ends; and the loss of another process of the job."""
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from mnist_accel.errors import Interrupted
+import torch
+
+from mnist_accel.errors import Interrupted, PeerLost
 
 
 class StopRequest:
@@ -39,10 +42,30 @@ def watch_for_signals(launcher: int | None) -> Iterator[StopRequest]:
     }
     try:
         yield request
-    except Interrupted:
+    except (Interrupted, PeerLost):
         # What is left is to write it down and to go: the launcher's signal, after the terminal's, must not cut it off.
         before = dict.fromkeys(before, signal.SIG_IGN)
         raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def naming_lost_peers(stop_signal: Callable[[], int] = lambda: 0) -> Iterator[None]:
+    """Inside, a process of the job that ended or hung costs one line; none where this one was asked to stop as well."""
+    try:
+        yield
+    except RuntimeError as error:
+        # NCCL's have a class of their own, gloo's are known by their text.
+        if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
+            raise
+        if stop_signal():
+            raise Interrupted(stop_signal(), here_only=True) from None
+        rank = os.environ.get("RANK", "?")
+        reason = str(error).partition("] ")[2].partition(". ")[0] or str(error)
+        raise PeerLost(
+            f"process {rank} lost another of this job, which ended or kept it waiting for longer than timeout= allows "
+            f"({reason}). resume=auto goes on from the last checkpoint",
+            here_only=True,
+        ) from None

@@ -14,7 +14,7 @@ import mnist_accel
 from mnist_accel.claims import judged
 from mnist_accel.cli import Request
 from mnist_accel.data.dataset import Dataset
-from mnist_accel.errors import Interrupted, TrainingFailed
+from mnist_accel.errors import Interrupted, PeerLost, TrainingFailed
 from mnist_accel.models import count_parameters
 from mnist_accel.recipe import Recipe
 from mnist_accel.results import EpochStats, RunResult
@@ -57,7 +57,16 @@ class Progress:
     """What is known so far, so that a run that fails can still be written down."""
 
     position: Position = field(default_factory=Position)
+    saved: tuple[int, int] | None = None  # finished epochs and steps of the newest checkpoint on the disk
     error: TrainingFailed | Interrupted | None = None
+
+    def outlook(self) -> str:
+        """What somebody who stopped this run can count on."""
+        if self.saved == (self.position.epoch, self.position.step):
+            return "resume=auto goes on from there"
+        if self.saved:
+            return "that could not be saved; resume=auto goes on from the checkpoint before"
+        return "nothing was saved"
 
 
 def describe(
@@ -76,7 +85,8 @@ def describe(
     last = history[-1] if history else None
     train_seconds = sum(stats.train_seconds for stats in history) + unfinished.seconds
     images = sum(stats.images for stats in history) + unfinished.images
-    status = "interrupted" if isinstance(progress.error, Interrupted) else "failed" if progress.error else "finished"
+    can_go_on = isinstance(progress.error, (Interrupted, PeerLost))
+    status = "interrupted" if can_go_on else "failed" if progress.error else "finished"
     result = RunResult(
         status=status,
         resumed_from=str(resumed.checkpoint.path) if resumed else None,

@@ -155,6 +155,9 @@ class RunFolder:
                 self.check()  # again, now that nobody else can change it
                 self._clean()
             else:
+                for stale in listing(self.path):
+                    if left_aside(stale.name):
+                        stale.unlink()
                 self._write("history.jsonl", "".join(history_line(stats) for stats in history).encode())
         except Timeout:
             raise UserError(f"{self.asked}: another run is writing there. Name another folder, or wait") from None
@@ -189,12 +192,15 @@ class RunFolder:
         except OSError as error:
             self._failed("history.jsonl", error)
 
-    def write_checkpoint(self, step: int, tensors: Mapping[str, Tensor], facts: Facts) -> None:
+    def write_checkpoint(self, step: int, tensors: Mapping[str, Tensor], facts: Facts) -> bool:
+        """Whether it is on the disk now."""
         name = f"step-{step:09}.safetensors"
         try:
             write_checkpoint(self.path / CHECKPOINTS, name, tensors, facts)
         except OSError as error:
             self._failed(f"{CHECKPOINTS}/{name}", error)
+            return False
+        return True
 
     def write_weights(self, state: Mapping[str, Tensor]) -> None:
         self._write("model.safetensors", save({name: tensor.cpu().contiguous() for name, tensor in state.items()}))
@@ -239,9 +245,13 @@ OUR_FILES = {"recipe.json", "history.jsonl", "result.json", "model.safetensors",
 
 
 def is_ours(name: str) -> bool:
-    """A run's file, or what a killed run left of writing one aside."""
-    left_aside = re.fullmatch(r"\.(.+)\.\d+", name)
-    return name in OUR_FILES or (left_aside is not None and left_aside[1] in OUR_FILES)
+    return name in OUR_FILES or left_aside(name)
+
+
+def left_aside(name: str) -> bool:
+    """Whether it is what a killed run left of writing one of its files."""
+    aside = re.fullmatch(r"\.(.+)\.\d+", name)
+    return aside is not None and aside[1] in OUR_FILES
 
 
 def refuse_unwritable(folder: Path) -> None:

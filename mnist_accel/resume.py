@@ -1,13 +1,21 @@
 """``resume=auto|PATH`` → an unfinished run and its newest intact checkpoint, or a line that says why not."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
-from mnist_accel.checkpoint import Checkpoint, DamagedCheckpoint, newest_first, newest_intact, read_checkpoint
+from mnist_accel.checkpoint import (
+    Checkpoint,
+    DamagedCheckpoint,
+    in_one_line,
+    newest_first,
+    newest_intact,
+    read_checkpoint,
+)
 from mnist_accel.errors import UserError
 from mnist_accel.recipe import Recipe
 from mnist_accel.results import CHECKPOINTS, EpochStats, unfinished_run
@@ -25,43 +33,59 @@ class Resumption:
 
 
 def find_resumption(resume: str, recipe: Recipe, out: Path | None) -> Resumption | None:
-    """None where ``resume=auto`` finds nothing to go on with: then the run starts from the beginning."""
+    """None where ``resume=auto`` finds no unfinished run: then this one starts from the beginning."""
+    typed = f"resume={resume}"
     if resume == "auto":
-        folders = [out] if out else unfinished_runs(Path("runs") / recipe.name)
-        found = next((newest for newest in map(newest_of, folders) if newest), None)
+        folders = [out] if out else sorted(Path("runs", recipe.name).glob("*"), reverse=True)  # their names are times
+        unfinished = [folder for folder in folders if unfinished_run(folder)]
+        found = newest_in(unfinished, typed) if unfinished else None
     else:
-        found = named(Path(resume).expanduser(), f"resume={resume}")
+        found = named(Path(resume).expanduser(), typed)
     if found is not None:
-        refuse_other_recipe(found.checkpoint, recipe, f"resume={resume}")
+        refuse_other_recipe(found.checkpoint, recipe, typed)
     return found
 
 
-def unfinished_runs(parent: Path) -> list[Path]:
-    """Newest first; their names are times."""
-    return sorted((folder for folder in parent.glob("*") if unfinished_run(folder)), reverse=True)
-
-
-def newest_of(folder: Path) -> Resumption | None:
-    if not unfinished_run(folder):
-        return None
-    checkpoint, complaints = newest_intact(folder / CHECKPOINTS)
-    return Resumption(folder, checkpoint, tuple(complaints)) if checkpoint else None
+def newest_in(folders: Sequence[Path], typed: str) -> Resumption:
+    """The newest sound checkpoint of the first folder that has one."""
+    complaints: list[str] = []
+    for folder in folders:
+        checkpoint, about_newer_ones = newest_intact(folder / CHECKPOINTS, read_sound)
+        complaints += about_newer_ones
+        if checkpoint:
+            return Resumption(folder, checkpoint, tuple(complaints))
+    raise UserError(
+        f"{typed}: every checkpoint is damaged ({complaints[0]}). "
+        "Leave resume out to start a new run, in another folder"
+    )
 
 
 def named(path: Path, typed: str) -> Resumption:
     if path.is_file():
         try:
-            return Resumption(path.absolute().parent.parent, read_checkpoint(path), ())
+            return Resumption(path.absolute().parent.parent, read_sound(path), ())
         except DamagedCheckpoint as error:
             raise UserError(f"{typed}: damaged: {error}. Name its run's folder to take an older one") from None
     if not newest_first(path / CHECKPOINTS):
         raise UserError(f"{typed}: no checkpoint there. Name a run's folder, or type resume=auto")
     if not unfinished_run(path):
         raise UserError(f"{typed}: that run is over. Leave resume out to start a new one")
-    found = newest_of(path)
-    if found is None:
-        raise UserError(f"{typed}: every checkpoint there is damaged. Leave resume out to start a new run")
-    return found
+    return newest_in([path], typed)
+
+
+def read_sound(path: Path) -> Checkpoint:
+    """A verified checkpoint whose facts can also be true; they were signed, but perhaps not by this program."""
+    checkpoint = read_checkpoint(path)
+    facts = checkpoint.facts
+    try:
+        epochs = [stats.epoch for stats in history_of(checkpoint)]
+    except ValidationError as error:
+        raise DamagedCheckpoint(f"its history: {in_one_line(error)}") from None
+    if len(epochs) != facts.epoch or epochs != list(range(1, len(epochs) + 1)):
+        raise DamagedCheckpoint(f"its history is not that of {facts.epoch} finished epochs")
+    if (facts.step == 0) != (facts.images == 0):
+        raise DamagedCheckpoint(f"{facts.step} steps cannot have seen {facts.images} images")
+    return checkpoint
 
 
 def refuse_other_recipe(checkpoint: Checkpoint, recipe: Recipe, typed: str) -> None:
@@ -84,9 +108,11 @@ def learning(recipe: Recipe) -> dict[str, Any]:
 
 def position_of(resumed: Resumption) -> Position:
     facts = resumed.checkpoint.facts
-    return Position(facts.epoch, facts.step, facts.loss_sum, facts.images, facts.seconds, history_of(resumed))
+    return Position(
+        facts.epoch, facts.step, facts.loss_sum, facts.images, facts.seconds, history_of(resumed.checkpoint)
+    )
 
 
-def history_of(resumed: Resumption) -> list[EpochStats]:
+def history_of(checkpoint: Checkpoint) -> list[EpochStats]:
     read = TypeAdapter(EpochStats).validate_python
-    return [read(stats) for stats in resumed.checkpoint.facts.history]
+    return [read(stats) for stats in checkpoint.facts.history]

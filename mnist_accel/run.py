@@ -14,7 +14,7 @@ from mnist_accel.data.dataset import Dataset, hold_out, load_dataset
 from mnist_accel.device_step import DeviceStep, can_capture
 from mnist_accel.engine import EachStep, train
 from mnist_accel.errors import Interrupted, TrainingFailed, UserError
-from mnist_accel.interrupt import watch_for_signals
+from mnist_accel.interrupt import naming_lost_peers, watch_for_signals
 from mnist_accel.models import build_model, count_parameters
 from mnist_accel.objective import build_objective
 from mnist_accel.optim import WeightAverage, build_optimizer, lr_factor
@@ -29,7 +29,6 @@ from mnist_accel.runtime import (
     choose_precision,
     is_launched,
     is_out_of_memory,
-    naming_lost_peers,
     prepare,
     refuse_mismatch,
     refuse_too_few_gpus,
@@ -75,7 +74,7 @@ def run(request: Request, watcher: Watcher, started: float, parent: int | None =
     main = runtime.accelerator.is_main_process
     if main:
         folder.tell = watcher.on_problem
-    history = history_of(resumed) if resumed else None
+    history = history_of(resumed.checkpoint) if resumed else None
     together(runtime.accelerator, lambda: folder.open(history) if main else None)
     if main:
         for complaint in resumed.complaints if resumed else ():
@@ -83,6 +82,8 @@ def run(request: Request, watcher: Watcher, started: float, parent: int | None =
         folder.write_json("recipe.json", {"recipe": asdict(recipe), "options": asdict(options)})
 
     progress = Progress(position_of(resumed) if resumed else Position())
+    if resumed:
+        progress.saved = (progress.position.epoch, progress.position.step)
     model = new_model(recipe, runtime)
     try:
         fit(
@@ -98,7 +99,10 @@ def run(request: Request, watcher: Watcher, started: float, parent: int | None =
             resumed=resumed,
             launcher=parent if is_launched() else None,
         )
-    except (TrainingFailed, Interrupted) as error:
+    except Interrupted as error:
+        error.outlook = progress.outlook()
+        progress.error = error
+    except TrainingFailed as error:
         progress.error = error
     except RuntimeError as error:
         if not is_out_of_memory(error):
@@ -176,7 +180,6 @@ def fit(
         **ranks,
     )
     test_batches = TestBatches(test_store, mean=recipe.mean, std=recipe.std, **ranks)
-    average = WeightAverage(model, recipe.ema) if recipe.ema else None
     optimizer = build_optimizer(
         recipe.optimizer,
         model.parameters(),
@@ -188,6 +191,7 @@ def fit(
     if recipe.sync_batchnorm and runtime.world_size > 1:
         synchronise_batch_norm(model)
     prepared, prepared_optimizer = prepare(runtime, model, optimizer)
+    average = WeightAverage(model, recipe.ema) if recipe.ema else None
     captures = options.graph == "auto" and can_capture(runtime.accelerator, store)
     total_steps = recipe.epochs * train_batches.steps_per_epoch
 
@@ -223,7 +227,8 @@ def fit(
             scaler=runtime.accelerator.scaler.state_dict() if runtime.accelerator.scaler else {},
         )
         steps = position.epoch * train_batches.steps_per_epoch + position.step
-        folder.write_checkpoint(steps, capture(model, optimizer, average), facts)
+        if folder.write_checkpoint(steps, capture(model, optimizer, average), facts):
+            progress.saved = (position.epoch, position.step)
 
     if resumed:
         try:

@@ -5,8 +5,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +18,7 @@ from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
 from torch.optim import Optimizer
 
-from mnist_accel.errors import Interrupted, TrainingFailed, UserError
+from mnist_accel.errors import UserError
 
 # What launchers say in ACCELERATE_MIXED_PRECISION, in our words.
 LAUNCHER_PRECISIONS = {"no": "fp32", "fp16": "fp16", "bf16": "bf16"}
@@ -181,14 +181,14 @@ def start_runtime(precision: str = "auto", device: str = "auto", threads: int = 
             f"the launcher asks for {accelerator.distributed_type.value}, which these networks have no use for. "
             "Leave it out of accelerate's config, or name another with --config_file accelerate_config.yaml"
         )
-    torch.set_num_threads(threads)
-    keep_freed_memory()
-    name = "cpu" if device == "cpu" else torch.cuda.get_device_name(accelerator.device)
     if accelerator.num_processes != launched_world_size():
         raise UserError(
             f"the launcher says {launched_world_size()} processes, but this one finds itself in a job of "
             f"{accelerator.num_processes}: all would write the same files. Type python launch.py processes=N"
         )
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    name = "cpu" if device == "cpu" else torch.cuda.get_device_name(accelerator.device)
     backend = torch.distributed.get_backend() if accelerator.num_processes > 1 else ""
     return Runtime(accelerator, name, precision, threads, backend, inherited_config())
 
@@ -235,26 +235,6 @@ def is_out_of_memory(error: RuntimeError) -> bool:
             "DefaultCPUAllocator",
         )
     )
-
-
-@contextmanager
-def naming_lost_peers(stop_signal: Callable[[], int] = lambda: 0) -> Iterator[None]:
-    """Inside, a process of the job that ended or hung costs one line; none where this one was asked to stop as well."""
-    try:
-        yield
-    except RuntimeError as error:
-        # NCCL's have a class of their own, gloo's are known by their text.
-        if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
-            raise
-        if stop_signal():
-            raise Interrupted(stop_signal()) from None
-        rank = os.environ.get("RANK", "?")
-        reason = str(error).partition("] ")[2].partition(". ")[0] or str(error)
-        raise TrainingFailed(
-            f"process {rank} lost another of this job, which ended or kept it waiting for longer than timeout= allows "
-            f"({reason}). resume=auto goes on from the last checkpoint",
-            here_only=True,
-        ) from None
 
 
 def together(accelerator: Accelerator, load: Callable[[], T]) -> T:

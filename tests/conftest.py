@@ -4,7 +4,6 @@
 """
 
 import fcntl
-import json
 import os
 import pty
 import resource
@@ -13,15 +12,18 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from uuid import uuid4
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from jobs import ROOT, TWO, WORDS, Begin, Job, Launch, Run, a_run, as_if_killed
+from mirror import Server
 from torch import Tensor, nn
 
 from mnist_accel.checkpoint import Checkpoint, Facts, capture, restore, write_checkpoint
@@ -37,7 +39,6 @@ from mnist_accel.runtime import Runtime, prepare, start_runtime
 from mnist_accel.seeding import derive_seed
 from mnist_accel.stepping import BuildStepper, Position, StepInfo
 
-ROOT = Path(__file__).resolve().parent.parent
 KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH")
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "ACCELERATE_MIXED_PRECISION")
 
@@ -141,6 +142,7 @@ def fit_(
     save_every: int = 0,
     save_in: Path | None = None,
     stop_after_steps: int = 0,
+    stop: Callable[[], int] | None = None,
     resumed: Checkpoint | None = None,
     build_stepper: BuildStepper = EachStep,
 ) -> Fitted:
@@ -158,17 +160,17 @@ def fit_(
     chosen = build_optimizer(
         optimizer, model.parameters(), lr=lr_at(0), momentum=momentum, nesterov=nesterov, weight_decay=weight_decay
     )
+    unprepared = chosen
+    prepared, chosen = prepare(runtime, model, chosen)
     average = WeightAverage(model, ema) if ema else None
     position = Position()
     if resumed:
-        restore(resumed.tensors, model, chosen, average)
+        restore(resumed.tensors, model, unprepared, average)
         facts = resumed.facts
         history = [EpochStats(**stats) for stats in facts.history]
         position = Position(facts.epoch, facts.step, facts.loss_sum, facts.images, facts.seconds, history)
         if average:
             average.steps = facts.average_steps
-    unprepared = chosen
-    prepared, chosen = prepare(runtime, model, chosen)
     test_batches = TestBatches(stores[1], batch_size=50, **normalisation)
     fitted = Fitted(model, test_batches, position, list(position.history))
 
@@ -211,7 +213,7 @@ def fit_(
             dry_run=dry_run,
             position=position,
             save_every=save_every,
-            stop_signal=stop_signal,
+            stop_signal=stop or stop_signal,
             on_save=on_save,
             on_step=on_step,
             on_epoch=fitted.history.append,
@@ -242,7 +244,9 @@ def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str
     }
 
 
-Launch = Callable[..., "subprocess.CompletedProcess[str]"]
+def file_limit(size: int | None) -> Callable[[], None] | None:
+    """For a process in which no file may become larger: that is what a full disk is to it."""
+    return None if size is None else lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 @pytest.fixture(scope="session")
@@ -258,10 +262,6 @@ def run_launch(clean_environment: dict[str, str]) -> Launch:
         file_bytes: int | None = None,
         stdout_to: Path | None = None,
     ) -> "subprocess.CompletedProcess[str]":
-        def limit_files() -> None:
-            assert file_bytes is not None
-            resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
-
         with stdout_to.open("w") if stdout_to else nullcontext(subprocess.PIPE) as stdout:
             return subprocess.run(
                 [*launcher, str(ROOT / "launch.py"), *words],
@@ -272,7 +272,7 @@ def run_launch(clean_environment: dict[str, str]) -> Launch:
                 stderr=subprocess.PIPE,
                 text=True,
                 timeout=timeout,
-                preexec_fn=None if file_bytes is None else limit_files,
+                preexec_fn=file_limit(file_bytes),
             )
 
     return run_launch
@@ -307,27 +307,6 @@ def run_in_terminal(clean_environment: dict[str, str]) -> Callable[..., tuple[in
     return run_in_terminal
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run that has ended, and its folder."""
-
-    code: int
-    out: str
-    err: str
-    folder: Path
-    words: list[str]
-
-    @property
-    def result(self) -> dict[str, Any]:
-        return json.loads((self.folder / "result.json").read_text())
-
-
-def a_run(run_launch: Launch, folder: Path, *words: str, **how: Any) -> Run:
-    typed = [*words, "dataset=synthetic", f"out={folder}"]
-    ended = run_launch(*typed, **how)
-    return Run(ended.returncode, ended.stdout, ended.stderr, folder, typed)
-
-
 @pytest.fixture(scope="session")
 def dry_run(run_launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """One step of the recipe with the most claims."""
@@ -337,13 +316,82 @@ def dry_run(run_launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> Run
 
 @pytest.fixture(scope="session")
 def trained_run(run_launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A whole run, and a short one: 60 steps an epoch."""
+    """A whole run, and a short one: 60 steps an epoch. Of its checkpoints those after step 100 and 120 are left."""
     folder = tmp_path_factory.mktemp("runs") / "trained"
-    words = ("recipe=onepoch", "batch_size=1000", "epochs=2", "ema=0.9", "threads=1")
-    return a_run(run_launch, folder, *words)
+    return a_run(run_launch, folder, *WORDS, "checkpoint_every=100")
+
+
+@pytest.fixture
+def late(trained_run: Run, tmp_path: Path) -> Path:
+    """That run as a kill would have left it, twenty steps before its end."""
+    return as_if_killed(trained_run, tmp_path / "late")
+
+
+@pytest.fixture(scope="session")
+def trained_by_two(run_launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A whole run on two processes. Of its checkpoints those after step 40 and 60 are left."""
+    folder = tmp_path_factory.mktemp("runs") / "trained-by-two"
+    return a_run(run_launch, folder, *TWO, "checkpoint_every=40")
+
+
+@pytest.fixture
+def late_two(trained_by_two: Run, tmp_path: Path) -> Path:
+    return as_if_killed(trained_by_two, tmp_path / "late-two")
 
 
 @pytest.fixture(scope="session")
 def two_processes(run_launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("runs") / "two"
     return a_run(run_launch, folder, "recipe=is3", "processes=2", "dry_run=true", "threads=1")
+
+
+@pytest.fixture
+def begin(clean_environment: dict[str, str], tmp_path: Path) -> Iterator[Begin]:
+    """``begin("recipe=onepoch", …)`` is a run under way; what it leaves running is killed when the test is over."""
+    jobs: list[Job] = []
+
+    def begin(
+        *words: str,
+        launcher: Sequence[str] = (sys.executable,),
+        folder: Path | None = None,
+        file_bytes: int | None = None,
+        script: Path = ROOT / "launch.py",
+        env: Mapping[str, str] | None = None,
+        dataset: str = "synthetic",
+    ) -> Job:
+        folder = folder or tmp_path / "run"
+        mark = uuid4().hex
+        process = subprocess.Popen(
+            [*launcher, str(script), *words, f"dataset={dataset}", f"out={folder}"],
+            cwd=ROOT,
+            env=clean_environment | {"JOB": mark} | dict(env or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            preexec_fn=file_limit(file_bytes),
+        )
+        jobs.append(Job(process, folder, mark))
+        return jobs[-1]
+
+    yield begin
+    for job in jobs:
+        for pid in job.processes():
+            os.kill(pid, signal.SIGKILL)
+        job.process.communicate(timeout=60)
+
+
+# The network
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.stopping.set()
+        server.shutdown()
+        thread.join()

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mnist_accel import cli
+from mnist_accel.checkpoint import Facts, capture, read_checkpoint, restore, write_checkpoint
 from mnist_accel.data.batches import Augmentation, ImageStore, TestBatches, TrainBatches
 from mnist_accel.data.synthetic import draw_dataset
 from mnist_accel.engine import evaluate, train
@@ -35,7 +36,7 @@ class Doubled(nn.Module):
         return self.network(images.double())
 
 
-def main(folder: Path, what: str) -> None:
+def main(folder: Path, what: str, resumed_from: Path | None) -> None:
     runtime = start_runtime("fp32", "cpu", 1)
     ranks = {"rank": runtime.rank, "world_size": runtime.world_size}
     normalisation = {"mean": 0.1307, "std": 0.3081}
@@ -62,6 +63,14 @@ def main(folder: Path, what: str) -> None:
     else:
         optimizer = build_optimizer("sgd", model.parameters(), lr=1, momentum=0.9, nesterov=False, weight_decay=1e-3)
         prepared, prepared_optimizer = prepare(runtime, model, optimizer)
+        average = WeightAverage(model, 0.5)
+        place = Position()
+        if resumed_from:
+            saved = read_checkpoint(resumed_from)
+            restore(saved.tensors, model, optimizer, average)
+            facts = saved.facts
+            average.steps = facts.average_steps
+            place = Position(facts.epoch, facts.step, facts.loss_sum, facts.images, facts.seconds)
         augmentation = Augmentation(rotation=10, translation=0.1, scale=0.1, shear=5)
         train_batches = TrainBatches(
             ImageStore(data["train_images"], data["train_labels"], runtime.device),
@@ -88,6 +97,23 @@ def main(folder: Path, what: str) -> None:
 
         def on_save(position: Position) -> None:
             buffers_differ.append(differs_between_ranks(model))
+            if runtime.rank == 0 and position.epoch == 0:
+                write_checkpoint(
+                    folder / "checkpoints",
+                    f"{position.step}.safetensors",
+                    capture(model, optimizer, average),
+                    Facts(
+                        recipe={},
+                        dataset="",
+                        world_size=runtime.world_size,
+                        epoch=0,
+                        step=position.step,
+                        loss_sum=position.loss_sum,
+                        images=position.images,
+                        seconds=position.seconds,
+                        average_steps=average.steps,
+                    ),
+                )
 
         history = train(
             prepared,
@@ -100,7 +126,8 @@ def main(folder: Path, what: str) -> None:
             lr_at=lambda step: 0.05 * lr_factor("onecycle", step, total_steps(), warmup=0.3),
             seed=0,
             clip_norm=1.0,
-            average=WeightAverage(model, 0.5),
+            average=average,
+            position=place,
             save_every=3,
             on_save=on_save,
             on_step=on_step,
@@ -129,4 +156,4 @@ def differs_between_ranks(model: nn.Module) -> bool:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]) if len(sys.argv) > 3 else None)

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import random
+import signal
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from mnist_accel import checkpoint as module
+from mnist_accel import engine
 from mnist_accel.checkpoint import (
     Checkpoint,
     DamagedCheckpoint,
@@ -32,6 +34,7 @@ from mnist_accel.checkpoint import (
 from mnist_accel.data.batches import Augmentation
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.errors import Interrupted
+from mnist_accel.interrupt import watch_for_signals
 from mnist_accel.models import build_model
 from mnist_accel.optim import WeightAverage, build_optimizer
 from mnist_accel.runtime import Runtime
@@ -393,6 +396,24 @@ def test_a_run_interrupted_in_the_middle_of_an_epoch_goes_on_bit_for_bit(
     for key, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, state[key]), key
     assert without_seconds(rest) == without_seconds(whole)
+
+
+def test_a_signal_during_an_evaluation_stops_at_the_next_step(
+    fit: Fit, runtime: Runtime, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate = engine.evaluate
+
+    def interrupted(*arguments: Any) -> engine.Score:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(engine, "evaluate", interrupted)
+    with watch_for_signals(None) as stop:
+        fitted = fit(runtime, tiny, epochs=3, save_in=tmp_path, stop=lambda: stop.signal_number, catch=Interrupted)
+    assert isinstance(fitted.error, Interrupted) and fitted.error.exit_code == 143
+    assert (len(fitted.history), len(fitted.steps)) == (1, 7)
+    saved, _ = newest_intact(tmp_path)
+    assert saved is not None and (saved.facts.epoch, saved.facts.step) == (1, 1)
 
 
 @pytest.mark.parametrize("save_every", [0, 2])

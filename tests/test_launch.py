@@ -8,18 +8,19 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Launch, Run, a_run
+from jobs import ROOT, Begin, Launch, Run, a_run
 
 import recipes
 from mnist_accel.recipe import Recipe, RunOptions, keys_of
 from mnist_accel.runtime import usable_cores
 
-# DESIGN's list. README explains the fields; they are only ever added to, and added here.
+# README explains the fields; they are only ever added to, and added here.
 CONTRACT = (
     {"schema", "status", "recipe", "model", "params", "dataset", "dataset_reason", "train_images", "test_images"}
     | {"epochs", "batch_size", "optimizer_steps", "seed", "device", "world_size", "threads", "precision", "accuracy"}
@@ -204,6 +205,20 @@ def test_torchrun_starts_ranks_of_one_job(run_launch: Launch, tmp_path: Path) ->
     assert run.result["history"][0]["images"] == 65  # the global batch, also where it does not divide
 
 
+def test_accelerate_launch_starts_ranks_of_one_job_without_a_gpu(run_launch: Launch, tmp_path: Path) -> None:
+    """Left to itself Accelerate makes two rank zeros of it, which overwrite each other's files."""
+    launcher = (program("accelerate"), "launch", "--multi_gpu", "--num_processes", "2")
+    run = a_run(run_launch, tmp_path / "run", "recipe=onepoch", "dry_run=true", "threads=1", launcher=launcher)
+    assert run.code == 0, run.err
+    result = run.result
+    assert (result["world_size"], result["device"], result["status"]) == (2, "cpu", "finished")
+    assert "2 processes over gloo" in run.out
+    # One writer, and one share of the batch for each.
+    assert run.out.count("epoch 1/1") == 1 and names(tmp_path) == {"run"}
+    assert len((run.folder / "history.jsonl").read_text().splitlines()) == 1
+    assert (result["history"][0]["images"], result["total"]) == (result["batch_size"], 1000)
+
+
 def test_processes_start_ranks_of_one_job(two_processes: Run) -> None:
     assert (two_processes.code, two_processes.err) == (0, "")
     result = two_processes.result
@@ -272,6 +287,21 @@ def test_ctrl_c_ends_with_130_and_no_traceback(
     assert "model.safetensors" not in names(tmp_path / "run")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ctrl_c_at_any_moment_of_the_start_leaves_no_traceback_and_no_process(begin: Begin, processes: int) -> None:
+    """Before Python has loaded our first line it dies of the signal, which a shell calls 130 as well."""
+    for tenths in range(1, 51, 2):
+        job = begin("recipe=compact13k", "threads=1", f"processes={processes}")
+        time.sleep(tenths / 10)
+        os.killpg(job.process.pid, signal.SIGINT)
+        code, out, err = job.end(60)
+        assert code in (130, -signal.SIGINT), (tenths, code, err)
+        assert re.fullmatch("|(interrupted|stopped by SIGINT; [^\n]+)\n", err), (tenths, err)
+        assert "Traceback" not in out and job.is_gone_within(5), tenths
+        shutil.rmtree(job.folder, ignore_errors=True)
+
+
 def test_a_pipe_that_is_closed_early_is_no_traceback(
     clean_environment: dict[str, str], root: Path, tmp_path: Path
 ) -> None:
@@ -316,14 +346,15 @@ def test_training_survives_a_full_disk_under_its_log_and_a_reader_who_leaves(
         assert {"result.json", "model.safetensors"} <= names(tmp_path / name)
 
 
-def test_accelerates_own_settings_change_no_gradient(tmp_path: Path, run_launch: Launch) -> None:
+def test_accelerates_own_settings_change_no_gradient(tmp_path: Path, run_launch: Launch, two_processes: Run) -> None:
     """A forgotten default config may ask for gradient accumulation: Accelerate would divide every gradient by it."""
-    weights = []
-    for name, env in (("plain", {}), ("asked", {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"})):
-        words = ["recipe=compact13k", "dry_run=true", "threads=1", "dataset=synthetic", f"out={tmp_path / name}"]
-        assert run_launch(*words, env=env).returncode == 0
-        weights.append((tmp_path / name / "model.safetensors").read_bytes())
-    assert weights[0] == weights[1]
+    words = [word for word in two_processes.words if not word.startswith(("dataset=", "out="))]
+    env = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}
+    asked = a_run(run_launch, tmp_path / "asked", *words, env=env)
+    assert asked.code == 0
+    assert (asked.folder / "model.safetensors").read_bytes() == (
+        two_processes.folder / "model.safetensors"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize("environment", [{"WORLD_SIZE": "abc"}, {"WORLD_SIZE": "2", "RANK": "0"}])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from jobs import ROOT
 
 from mnist_accel import runtime as module
 from mnist_accel.errors import UserError
@@ -166,6 +167,42 @@ def test_processes_are_started_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_process_has_nobody_to_disagree_with(runtime: Runtime) -> None:
     refuse_mismatch(runtime.accelerator, "ab" * 32, "dataset: not the same")
+
+
+def test_two_rank_zeros_are_refused_in_one_line(clean_environment: dict[str, str], tmp_path: Path) -> None:
+    """What Accelerate makes of two processes of a GPU launcher where there is no GPU: each believes to be alone.
+
+    We tell it to take the CPU; here it is not told, as if a GPU had gone away between our look and its own.
+    """
+    script = tmp_path / "rank.py"
+    script.write_text(
+        "import sys\n"
+        "sys.path.insert(0, sys.argv.pop(1))\n"
+        "import launch\n"
+        "from mnist_accel import cli, runtime\n"
+        "runtime.choose_device = lambda asked: 'cuda'\n"
+        "runtime.refuse_too_few_gpus = lambda device, processes: None\n"
+        "cli.exit_with_one_line(launch.main)\n"
+    )
+    job = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, script, ROOT, "recipe=onepoch", "dataset=synthetic", f"out={tmp_path / 'run'}"],
+            env=clean_environment | job | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [rank.communicate(timeout=120) for rank in ranks]
+    refusal = (
+        "error: the launcher says 2 processes, but this one finds itself in a job of 1: all would write the same "
+        "files. Type python launch.py processes=N\n"
+    )
+    assert said == [("", refusal), ("", "")]
+    assert [rank.returncode for rank in ranks] == [2, 2]
+    assert not (tmp_path / "run").exists()
 
 
 def test_ranks_with_different_data_refuse_to_train(tmp_path: Path) -> None:

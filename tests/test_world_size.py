@@ -22,6 +22,7 @@ from torch import Tensor
 class Said:
     facts: dict[str, Any]
     weights: dict[str, Tensor]
+    folder: Path
 
 
 Ranks = Callable[[int, str], Said]
@@ -41,7 +42,7 @@ def ranks(clean_environment: dict[str, str], tmp_path_factory: pytest.TempPathFa
     return ranks
 
 
-def run_ranks(world_size: int, what: str, folder: Path, environment: dict[str, str]) -> Said:
+def run_ranks(world_size: int, what: str, folder: Path, environment: dict[str, str], *more: str) -> Said:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -49,7 +50,7 @@ def run_ranks(world_size: int, what: str, folder: Path, environment: dict[str, s
     job |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     processes = [
         subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "one_rank.py"), str(folder), what],
+            [sys.executable, str(ROOT / "tests" / "one_rank.py"), str(folder), what, *more],
             cwd=ROOT,
             env=environment | (job | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if world_size > 1 else {}),
             stdout=subprocess.PIPE,
@@ -67,7 +68,7 @@ def run_ranks(world_size: int, what: str, folder: Path, environment: dict[str, s
     weights = folder / "weights.safetensors"
     facts = json.loads((folder / "said.json").read_text())
     assert facts["world_size"] == world_size
-    return Said(facts, load_file(weights) if os.path.exists(weights) else {})
+    return Said(facts, load_file(weights) if os.path.exists(weights) else {}, folder)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
@@ -80,6 +81,27 @@ def test_many_processes_take_the_steps_of_one(ranks: Ranks, world_size: int) -> 
         torch.testing.assert_close(many.weights[name], tensor, rtol=0, atol=1e-12, msg=lambda m, name=name: name + m)
     first, last = (one.weights[f"{step}.network.{layer(one)}"] for step in (1, 8))
     assert (first - last).abs().max() > 1e-3  # they did move
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow), pytest.param(3, 2, marks=pytest.mark.slow)],
+)
+def test_at_another_number_of_processes_a_run_goes_on_with_the_same_steps(
+    ranks: Ranks, clean_environment: dict[str, str], tmp_path: Path, before: int, after: int
+) -> None:
+    """From a checkpoint in the middle of an epoch: images, order, augmentation, momentum, clipping and average."""
+    one, saved = ranks(1, "exact"), ranks(before, "exact").folder / "checkpoints" / "3.safetensors"
+    resumed = run_ranks(after, "exact", tmp_path, clean_environment, str(saved))
+    assert resumed.facts["losses"] == pytest.approx(one.facts["losses"][3:], rel=1e-12, abs=1e-12)
+    assert resumed.facts["rates"] == one.facts["rates"][3:]
+    assert resumed.facts["images"] == one.facts["images"]
+    left = [name for name in one.weights if name.startswith("left.")]
+    for name in left:
+        torch.testing.assert_close(resumed.weights[name], one.weights[name], rtol=0, atol=1e-12)
+    assert any(
+        not torch.equal(one.weights[name], one.weights[name.replace("left.", "8.")]) for name in left
+    )  # averaged
 
 
 def layer(said: Said) -> str:

@@ -1,0 +1,299 @@
+"""Runs that are killed, in real processes with real signals: nothing is lost, nothing is left running.
+
+Most begin twenty steps before the end of a run that nobody disturbed, with whose weights theirs are compared.
+"""
+
+import os
+import random
+import re
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from jobs import TWO, WORDS, Begin, Job, Launch, Run, a_run, goes_on_as_if_nothing_had_happened, result_of
+from test_launch import program
+from test_resume import checked
+
+from mnist_accel.checkpoint import newest_intact, read_checkpoint
+
+STOPPED = "stopped by {}; resume=auto goes on from there\n"
+
+
+def can_be_gone_on_with(job: Job, words: Sequence[str]) -> None:
+    """From its newest checkpoint, at the step that it says it stopped at."""
+    _, resumed = checked(*words, f"out={job.folder}", "resume=auto")
+    assert resumed is not None and resumed.complaints == () and resumed.checkpoint.path == job.checkpoints[0]
+    assert int(job.checkpoints[0].stem[5:]) == result_of(job.folder)["optimizer_steps"]
+
+
+# kill -9
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments_loses_nothing(begin: Begin, run_launch: Launch, trained_run: Run) -> None:
+    """Twenty times: at whatever the run is doing then, writing a checkpoint after every step included."""
+    chance = random.Random(0)
+    words = (*WORDS, "checkpoint_every=1", "resume=auto")
+    job, kills = begin(*words), 0
+    while kills < 20:
+        at = int(job.checkpoints[0].stem[5:]) if job.checkpoints else 0
+        job.wait_for_checkpoint(at + chance.randrange(1, 5))
+        time.sleep(chance.random() * 0.05)
+        job.process.kill()
+        job.end()
+        kills += 1
+        job = begin(*words)
+    code, _, err = job.end(300)
+    resumed = Run(code, "", err, job.folder, [])
+    goes_on_as_if_nothing_had_happened(resumed, trained_run)
+
+
+def half_written(job: Job) -> set[str]:
+    """Checkpoints under the provisional name that they have until they are complete."""
+    try:
+        return {name for name in os.listdir(job.folder / "checkpoints") if name.startswith(".step-")}
+    except FileNotFoundError:
+        return set()
+
+
+def killed_while_it_wrote(job: Job, steps: int) -> bool:
+    """Kills it as soon as it begins to write a checkpoint, ``steps`` from now; whether that came before it was done."""
+    older = half_written(job)
+    at = int(job.checkpoints[0].stem[5:]) if job.checkpoints else 0
+    if steps:
+        job.wait_for_checkpoint(at + steps)
+    job.wait_until(lambda: bool(half_written(job) - older), pause=0)
+    job.process.kill()
+    assert job.end()[0] == -signal.SIGKILL
+    return bool(half_written(job) - older)
+
+
+@pytest.mark.parametrize(
+    ("from_the_start", "trials"), [(False, 1), pytest.param(True, 20, marks=pytest.mark.slow)], ids=["once", "often"]
+)
+def test_kill_9_while_a_checkpoint_is_written_costs_only_that_one(
+    begin: Begin, late: Path, tmp_path: Path, trained_run: Run, from_the_start: bool, trials: int
+) -> None:
+    folder = tmp_path / "run" if from_the_start else late
+    chance, hits = random.Random(0), 0
+    words = (*WORDS, "checkpoint_every=1", "resume=auto")
+    while hits < trials:
+        job = begin(*words, folder=folder)
+        if not killed_while_it_wrote(job, chance.randrange(1, 5) if from_the_start else 0):
+            continue
+        hits += 1
+        assert not job.checkpoints or newest_intact(folder / "checkpoints")[0] is not None
+        assert newest_intact(folder / "checkpoints")[1] == []
+    job = begin(*words, folder=folder)
+    code, out, err = job.end(300)
+    goes_on_as_if_nothing_had_happened(Run(code, out, err, folder, []), trained_run)
+    assert half_written(job) == set()
+
+
+@pytest.mark.parametrize(
+    ("from_the_start", "trials"), [(False, 1), pytest.param(True, 5, marks=pytest.mark.slow)], ids=["once", "often"]
+)
+def test_kill_9_of_all_processes_loses_nothing_that_was_saved(
+    begin: Begin, late_two: Path, tmp_path: Path, trained_by_two: Run, from_the_start: bool, trials: int
+) -> None:
+    """Launcher and ranks, at a random moment."""
+    folder = tmp_path / "run" if from_the_start else late_two
+    chance = random.Random()
+    words = (*TWO, "checkpoint_every=3", "resume=auto")
+    for _ in range(trials):
+        job = begin(*words, folder=folder)
+        at = int(job.checkpoints[0].stem[5:]) if job.checkpoints else 0
+        job.wait_for_checkpoint(at + chance.randrange(1, 9))
+        time.sleep(chance.random() * 0.2)
+        for pid in job.processes():
+            os.kill(pid, signal.SIGKILL)
+        assert job.end()[0] == -signal.SIGKILL and job.is_gone_within(5)
+    code, out, err = begin(*words, folder=folder).end()
+    goes_on_as_if_nothing_had_happened(Run(code, out, err, folder, []), trained_by_two)
+
+
+# SIGTERM and Ctrl-C
+
+
+def test_sigterm_saves_says_so_in_one_line_and_ends_with_143(
+    begin: Begin, run_launch: Launch, late: Path, trained_run: Run
+) -> None:
+    job = begin(*WORDS, "checkpoint_every=5", "resume=auto", folder=late)
+    job.wait_for_checkpoint(105)
+    job.process.terminate()
+    code, out, err = job.end()
+    assert (code, err) == (143, STOPPED.format("SIGTERM")) and "Traceback" not in out
+    assert result_of(late)["status"] == "interrupted"
+    can_be_gone_on_with(job, WORDS)
+    goes_on_as_if_nothing_had_happened(a_run(run_launch, late, *WORDS, "resume=auto"), trained_run)
+
+
+@pytest.mark.parametrize("saved_before", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_what_a_full_disk_did_not_take_is_not_promised(
+    begin: Begin, late: Path, tmp_path: Path, saved_before: bool
+) -> None:
+    """No file here may become as large as a checkpoint."""
+    before = {path.name: path.read_bytes() for path in (late / "checkpoints").iterdir()}
+    folder = late if saved_before else tmp_path / "new"
+    job = begin(*WORDS, "resume=auto", folder=folder, file_bytes=60_000)
+    job.wait_for_banner()
+    job.process.send_signal(signal.SIGINT)
+    code, out, err = job.end()
+    outlook = "that could not be saved; resume=auto goes on from the checkpoint before"
+    assert (code, err) == (130, f"stopped by SIGINT; {outlook if saved_before else 'nothing was saved'}\n")
+    assert "could not be written: File too large" in out
+    if saved_before:
+        assert {path.name: path.read_bytes() for path in (late / "checkpoints").iterdir()} == before
+        checked(*WORDS, f"out={late}", "resume=auto")
+
+
+def to_the_launcher(job: Job) -> None:
+    job.process.terminate()
+
+
+def to_everyone(job: Job) -> None:
+    os.killpg(job.process.pid, signal.SIGINT)
+    for rank in range(2):  # which get another one from torch's launcher
+        for pid in job.processes(rank):
+            os.kill(pid, signal.SIGINT)
+
+
+def to_one_rank(job: Job) -> None:
+    os.kill(job.rank(1), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("send", "code", "name", "to_the_end"),
+    [
+        (to_the_launcher, 143, "SIGTERM", False),
+        pytest.param(to_the_launcher, 143, "SIGTERM", True, marks=pytest.mark.slow),
+        pytest.param(to_everyone, 130, "SIGINT", True, marks=pytest.mark.slow),
+        pytest.param(to_one_rank, 143, "SIGTERM", True, marks=pytest.mark.slow),
+    ],
+)
+def test_all_ranks_stop_at_one_step_save_and_go_on(
+    begin: Begin,
+    run_launch: Launch,
+    late_two: Path,
+    trained_by_two: Run,
+    send: Callable[[Job], None],
+    code: int,
+    name: str,
+    to_the_end: bool,
+) -> None:
+    job = begin(*TWO, "checkpoint_every=3", "resume=auto", folder=late_two)
+    job.wait_for_checkpoint(45)
+    send(job)
+    ended, out, err = job.end()
+    assert job.is_gone_within(5)
+    assert (ended, err) == (code, STOPPED.format(name))
+    assert "Traceback" not in out
+    assert result_of(job.folder)["status"] == "interrupted"
+    assert read_checkpoint(job.checkpoints[0]).facts.world_size == 2
+    can_be_gone_on_with(job, TWO)
+    if to_the_end:
+        goes_on_as_if_nothing_had_happened(a_run(run_launch, job.folder, *TWO, "resume=auto"), trained_by_two)
+
+
+# One rank dies or hangs
+
+
+def test_a_rank_that_dies_ends_the_job_within_15_seconds(begin: Begin, late_two: Path) -> None:
+    job = begin(*TWO, "checkpoint_every=3", "resume=auto", folder=late_two)
+    job.wait_for_checkpoint(42)
+    killed = time.monotonic()
+    os.kill(job.rank(1), signal.SIGKILL)
+    code, out, err = job.end()
+    assert code != 0 and time.monotonic() - killed < 15
+    assert job.is_gone_within(15)
+    # The other one notices by itself, or is told to stop by the launcher that did.
+    lost = r"error: process 0 lost another of this job, which ended .*\. resume=auto goes on from the last checkpoint"
+    told = r"stopped by SIGTERM; (that could not be saved; )?resume=auto goes on from .*"
+    assert re.fullmatch(rf"({lost}|{told})\n", err), err
+    assert "Traceback" not in out
+    checked(*TWO, f"out={job.folder}", "resume=auto")
+
+
+@pytest.mark.parametrize("survivor", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_rank_that_dies_while_another_is_asked_to_stop_leaves_no_traceback(
+    begin: Begin, late_two: Path, survivor: int
+) -> None:
+    """In this order, whatever the machine does meanwhile: the other one cannot take part any more, then it is gone."""
+    job = begin(*TWO, "checkpoint_every=3", "resume=auto", folder=late_two)
+    job.wait_for_checkpoint(42)
+    ranks = [job.rank(0), job.rank(1)]
+    os.kill(ranks[1 - survivor], signal.SIGSTOP)
+    os.kill(ranks[survivor], signal.SIGINT)
+    time.sleep(0.5)  # for a survivor that waits for the other, which is where it would be in a job that hangs
+    os.kill(ranks[1 - survivor], signal.SIGKILL)
+    code, out, err = job.end()
+    assert code != 0 and job.is_gone_within(15)
+    assert "Traceback" not in out + err
+    if survivor == 0:
+        assert re.fullmatch(r"stopped by SIGINT; (that could not be saved; )?resume=auto goes on from .*\n", err)
+        assert result_of(job.folder)["status"] == "interrupted"
+    else:
+        assert err == ""  # only the first rank speaks
+    checked(*TWO, f"out={job.folder}", "resume=auto")
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_ends_the_job_after_the_timeout(begin: Begin) -> None:
+    """torch's launcher gives the hung rank 30 seconds to react to SIGTERM, which a stopped process cannot."""
+    job = begin(*TWO, "checkpoint_every=5", "timeout=5")
+    job.wait_for_checkpoint(10)
+    os.kill(job.rank(1), signal.SIGSTOP)
+    code, _, _ = job.end(90)
+    assert code != 0 and job.is_gone_within(15)
+    assert read_checkpoint(job.checkpoints[0]).facts.step >= 10
+
+
+# Other people's launchers
+
+ACCELERATE = (program("accelerate"), "launch")
+TORCHRUN = (program("torchrun"), "--nproc-per-node", "2")
+
+
+@pytest.mark.parametrize("moment", [pytest.param("while it loads", marks=pytest.mark.slow), "while it trains"])
+def test_the_end_of_accelerate_launch_ends_its_training_which_saves(begin: Begin, moment: str) -> None:
+    """It dies of SIGTERM without passing it on."""
+    job = begin(*WORDS, "checkpoint_every=5", launcher=ACCELERATE)
+    if moment == "while it loads":
+        job.wait_until(lambda: len(job.processes()) > 1)
+        time.sleep(1)
+    else:
+        job.wait_for_checkpoint(5)
+    job.process.terminate()
+    ends_interrupted(job, "SIGTERM", WORDS)
+
+
+def test_sigterm_to_torchrun_ends_all_ranks_which_save(begin: Begin) -> None:
+    job = begin(*TWO[:-1], "checkpoint_every=5", launcher=TORCHRUN)
+    job.wait_for_checkpoint(5)
+    job.process.terminate()
+    ends_interrupted(job, "SIGTERM", TWO[:-1])
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        pytest.param(ACCELERATE, id="accelerate launch", marks=pytest.mark.slow),
+        pytest.param((*ACCELERATE, "--multi_gpu", "--num_processes", "2"), id="accelerate launch of two"),
+        pytest.param(TORCHRUN, id="torchrun", marks=pytest.mark.slow),
+    ],
+)
+def test_ctrl_c_to_a_launcher_ends_all_processes_which_save(begin: Begin, launcher: tuple[str, ...]) -> None:
+    job = begin(*TWO[:-1], "checkpoint_every=5", launcher=launcher)
+    job.wait_for_checkpoint(5)
+    os.killpg(job.process.pid, signal.SIGINT)  # as a terminal does
+    ends_interrupted(job, "SIGINT", TWO[:-1])
+
+
+def ends_interrupted(job: Job, name: str, words: Sequence[str]) -> None:
+    code, out, err = job.end()
+    assert code != 0 and job.is_gone_within(15)
+    assert result_of(job.folder)["status"] == "interrupted", out + err
+    assert err.count(STOPPED.format(name)) == 1
+    can_be_gone_on_with(job, words)
