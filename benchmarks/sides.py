@@ -1,10 +1,11 @@
-"""One measurement of each side: ours, the stock script, its DataLoader, the bare loop.
+"""One measurement of each side: ours, the stock script, its DataLoader, a batched one, the bare loop.
 
 Reading files, building networks and evaluation are outside every clock; shuffling, drawing the augmentation
 and starting the DataLoader's workers are inside.
 """
 
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,10 +15,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from benchmarks import bare_loop
+from benchmarks import bare_loop, batched
 from benchmarks.stock_networks import STOCK_NETWORKS
+from benchmarks.turns import Reading
 from mnist_accel.data import mnist
 from mnist_accel.data.augment import draw_warps
 from mnist_accel.data.batches import Augmentation, ImageStore, TrainBatches
@@ -29,7 +31,7 @@ from mnist_accel.objective import build_objective
 from mnist_accel.optim import build_optimizer, lr_factor
 from mnist_accel.outcome import Progress, Watcher
 from mnist_accel.recipe import Recipe, RunOptions
-from mnist_accel.results import RunFolder
+from mnist_accel.results import EpochStats, RunFolder
 from mnist_accel.run import fit, new_model
 from mnist_accel.runtime import Runtime
 
@@ -57,7 +59,7 @@ def our_speed(recipe: Recipe, runtime: Runtime, data: Dataset) -> float:
     return epochs * len(batches.store) / seconds
 
 
-def stock_speed(runtime: Runtime, batches: Any, num_batches: int) -> float:
+def loader_speed(runtime: Runtime, batches: Any, num_batches: int) -> float:
     """Images a second of a DataLoader's first batches."""
     images = 0
     started = synchronised_clock(runtime.device)
@@ -69,6 +71,15 @@ def stock_speed(runtime: Runtime, batches: Any, num_batches: int) -> float:
 
 def our_seconds(recipe: Recipe, runtime: Runtime, data: Dataset) -> float:
     """The ``train_seconds`` of one epoch, as ``launch.py`` would report them."""
+    return our_epoch(recipe, runtime, data).train_seconds
+
+
+def our_whole_epoch(recipe: Recipe, runtime: Runtime, data: Dataset) -> Reading:
+    stats = our_epoch(recipe, runtime, data)
+    return Reading(stats.train_seconds, stats.accuracy)
+
+
+def our_epoch(recipe: Recipe, runtime: Runtime, data: Dataset, watcher: Watcher | None = None) -> EpochStats:
     progress = Progress()
     with tempfile.TemporaryDirectory(prefix="mnist_accel-") as folder:
         fit(
@@ -79,21 +90,31 @@ def our_seconds(recipe: Recipe, runtime: Runtime, data: Dataset) -> float:
             new_model(recipe, runtime),
             RunFolder(Path(folder)),
             progress,
-            watcher=Watcher(),
+            watcher=watcher or Watcher(),
         )
     runtime.accelerator.free_memory()
-    return progress.position.history[-1].train_seconds
+    return progress.position.history[-1]
 
 
 def stock_seconds(recipe: Recipe, runtime: Runtime, batches: Any, steps: int) -> float:
     """The first ``steps`` of the stock script's epoch; 0 for all."""
+    return stock_epoch(recipe, runtime, batches, steps)[0]
+
+
+def stock_whole_epoch(recipe: Recipe, runtime: Runtime, batches: Any, test_batches: Any) -> Reading:
+    seconds, model = stock_epoch(recipe, runtime, batches, 0)
+    positive = recipe.positive_class if recipe.loss == "binary" else None
+    return Reading(seconds, import_stock().evaluate(model, test_batches, runtime.device, positive))
+
+
+def stock_epoch(recipe: Recipe, runtime: Runtime, batches: Any, steps: int) -> tuple[float, nn.Module]:
     stock = import_stock()
     model = STOCK_NETWORKS[recipe.model]().to(runtime.device)
     optimizer = stock.make_optimizer(recipe.optimizer, model.parameters(), **optimizer_settings(recipe))
     loss_function = stock.make_loss(recipe.loss, recipe.positive_class)
     started = synchronised_clock(runtime.device)
     stock.train_epoch(model, islice(batches, steps or None), optimizer, loss_function, runtime.device)
-    return synchronised_clock(runtime.device) - started
+    return synchronised_clock(runtime.device) - started, model
 
 
 def bare_seconds(recipe: Recipe, runtime: Runtime, data: Dataset) -> float:
@@ -148,10 +169,17 @@ def optimizer_settings(recipe: Recipe) -> dict[str, Any]:
     return {name: getattr(recipe, name) for name in ("lr", "momentum", "nesterov", "weight_decay")}
 
 
-def stock_loader(folder: str, recipe: Recipe, workers: int) -> Any:
+def stock_loader(folder: str, recipe: Recipe, workers: int = 0, train: bool = True) -> Any:
+    augmentation = augmentation_of(recipe) if train else {}
     return import_stock().make_loader(
-        folder, recipe.batch_size, workers, mean=recipe.mean, std=recipe.std, **augmentation_of(recipe)
+        folder, recipe.batch_size, workers, train=train, mean=recipe.mean, std=recipe.std, **augmentation
     )
+
+
+def batched_loader(data: Dataset, recipe: Recipe, runtime: Runtime) -> Any:
+    images, labels = data.train_images.to(runtime.device), data.train_labels.to(runtime.device)
+    settings = {"mean": recipe.mean, "std": recipe.std, **augmentation_of(recipe)}
+    return batched.make_loader(images, labels, recipe.batch_size, **settings)
 
 
 def import_stock() -> ModuleType:
@@ -162,6 +190,8 @@ def import_stock() -> ModuleType:
         raise UserError("torchvision: the stock script needs it. Type pip install torchvision") from None
     from benchmarks import stock
 
+    # What more workers than cores do is a thing to measure.
+    warnings.filterwarnings("ignore", message=".*worker processes in total")
     return stock
 
 
