@@ -1,0 +1,260 @@
+"""Measures a recipe over several numbers of processes, each a real job: speed-up, all-reduce, accuracy."""
+
+import importlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic.dataclasses import dataclass
+
+import recipes
+from mnist_accel import cli, commands, report
+from mnist_accel.errors import UserError
+from mnist_accel.recipe import CONFIG, Recipe, keys_of, option
+
+if TYPE_CHECKING:  # a typing mistake must not wait for torch
+    from benchmarks.scaling import Point
+
+SCHEMA = 1
+FIGURES, PICTURE = "scaling.json", "scaling.png"
+MOST_PROCESSES = 1024
+EXAMPLE = "For example processes=1,2,4"
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class ScalingOptions:
+    processes: Annotated[str, option("the numbers to compare, rising, from 1 on", min_length=1)] = "1,2,4"
+    mode: Annotated[
+        Literal["both", "strong", "weak"],
+        option("strong keeps the batch of all processes together, weak that of each"),
+    ] = "both"
+    repeats: Annotated[int, option("how often each number is measured, in turn", ge=1, le=100)] = 3
+    threads: Annotated[
+        int,
+        option(
+            "CPU threads a process; 1, so that N processes are compared with one on N cores; 0 shares the cores out, "
+            "which compares them with one process on all cores",
+            ge=0,
+            le=1024,
+        ),
+    ] = 1
+    steps: Annotated[int, option("steps on which the share of all-reduce is measured", ge=1, le=10_000)] = 50
+    plot: Annotated[bool, option(f"draw {PICTURE} (needs matplotlib)")] = True
+    out: Annotated[
+        str | None, option("folder for the figures (default: profiles/scaling-RECIPE-TIME)", min_length=1)
+    ] = None
+
+
+REFUSED = {
+    "resume": "every point is a job from its beginning",
+    "dry_run": "one step says nothing about speed",
+    "profile": "profiling costs time, which would be measured with it",
+}
+
+
+def main(argv: list[str]) -> int:
+    console = report.make_console()
+    if not argv or any(word in cli.HELP_WORDS for word in argv):
+        console.print("python -m mnist_accel scaling processes=1,2,4 recipe=NAME key=value…")
+        console.print("With the keys of launch.py (epochs is 1 where none are given, recipe is onepoch), and")
+        report.show_keys(console, "Keys", keys_of(ScalingOptions).values(), None)
+        return 0
+    words = cli.split_words(argv)
+    mine = [f"{key}={value}" for key, value in words.items() if key in keys_of(ScalingOptions)]
+    own: ScalingOptions = commands.read_options(mine, ScalingOptions)
+    counts = read_counts(own.processes)
+    for key, why in REFUSED.items():
+        if key in words:
+            raise UserError(f"{key}={words[key]}: not here; {why}. Leave {key} out")
+    handed_on = [word for word in argv if word not in mine]
+    if "recipe" not in words:
+        handed_on.insert(0, "recipe=onepoch")
+    if "epochs" not in words:
+        handed_on.append("epochs=1")
+    request = cli.parse(handed_on, recipes.names(), recipes.load)
+    recipe = request.recipe
+    assert recipe is not None
+    modes = ("strong", "weak") if own.mode == "both" else (own.mode,)
+    check_batches(recipe, modes, counts[-1])
+    folder = check_folder(own.out, recipe.name)
+    if own.plot:
+        try:
+            importlib.import_module("matplotlib.figure")
+        except ImportError as error:
+            raise UserError(
+                f"plot=true: matplotlib cannot be imported ({error}). Type pip install matplotlib, or plot=false"
+            ) from None
+
+    import torch
+
+    from benchmarks import machine, scaling
+    from mnist_accel.data.dataset import load_dataset
+    from mnist_accel.run import check
+    from mnist_accel.runtime import choose_device, is_launched, usable_cores
+
+    if is_launched():
+        raise UserError("scaling: starts its own processes. Type python -m mnist_accel scaling without a launcher")
+    check(replace(request, options=replace(request.options, processes=counts[-1])))
+    data = load_dataset(request.options.dataset, request.options.data_dir)
+
+    device, cores = choose_device(request.options.device), usable_cores()
+    device_name = f"{torch.cuda.get_device_name()} × {torch.cuda.device_count()}" if device == "cuda" else "cpu"
+    described = machine.describe_machine(device_name, own.threads)
+
+    def crowded(processes: int) -> bool:
+        return device == "cpu" and processes * max(1, own.threads) > cores
+
+    repeats = "once each" if own.repeats == 1 else f"{own.repeats} times each, in turn"
+    rows = [
+        ("scaling", f"{' and '.join(modes)}, {', '.join(map(str, counts))} processes, {repeats}"),
+        ("recipe", f"{recipe.name}, batch {recipe.batch_size}, {epochs_of(recipe)}"),
+        ("machine", machine.LINE.format(**described | {"threads": f"{own.threads or 'shared out'} a process"})),
+        ("data", f"{data.name}: {data.reason}"),
+        ("figures", str(folder)),
+    ]
+    report.facts(console, rows)
+    # By its name, so that no job tries a download again that has failed.
+    given = [word for word in handed_on if not word.startswith(("dataset=", "batch_size="))]
+    job = [*given, f"dataset={data.name}", f"threads={own.threads}"]
+    points = scaling.plan(modes, counts, recipe.batch_size)
+    scaling.measure(points, job, repeats=own.repeats, steps=own.steps, say=partial(console.print, style="dim"))
+
+    show(console, points, crowded)
+    for note in notes(points, recipe, data.name, cores, crowded, own.steps):
+        console.print(note, style="dim")
+    content = {"schema": SCHEMA, "recipe": recipe.name, "options": asdict(own), "command": job, "dataset": data.name}
+    content |= {"epochs": recipe.epochs, "machine": described}
+    content |= {"points": [scaling.figures(point, points, crowded) for point in points]}
+    write(folder, content)
+    if own.plot:
+        plot(folder, points, recipe, data.name, machine.LINE.format(**described), crowded)
+    return 0
+
+
+def read_counts(typed: str) -> list[int]:
+    asked = f"processes={typed}"
+    parts = typed.split(",")
+    for part in parts:
+        if not (part.isascii() and part.isdecimal()):
+            raise UserError(f"{asked}: must be whole numbers with commas between them. {EXAMPLE}")
+    counts = [int(part) for part in parts]
+    for count in counts:
+        if not 1 <= count <= MOST_PROCESSES:
+            raise UserError(f"{asked}: {count} is not between 1 and {MOST_PROCESSES}. {EXAMPLE}")
+        if counts.count(count) > 1:
+            raise UserError(f"{asked}: {count} stands there twice. {EXAMPLE}")
+    rising = sorted({1, *counts})
+    if counts != sorted(counts) or counts[0] != 1:
+        better = ",".join(map(str, rising))
+        raise UserError(f"{asked}: must rise from 1, which the others are compared with. Type processes={better}")
+    if len(counts) == 1:
+        raise UserError(f"{asked}: leaves nothing to compare. {EXAMPLE}")
+    return counts
+
+
+def check_batches(recipe: Recipe, modes: Sequence[str], most: int) -> None:
+    if "strong" in modes and recipe.batch_size < most:
+        raise UserError(cli.too_small_batch(recipe.batch_size, most))
+    images = cli.TRAINING_IMAGES - recipe.validation
+    if "weak" in modes and recipe.batch_size * most > images:
+        raise UserError(
+            f"batch_size={recipe.batch_size}: weak scaling makes it {most} times as large, more than the {images:,} "
+            f"training images. Type at most batch_size={max(1, images // most)}, or mode=strong"
+        )
+
+
+def check_folder(typed: str | None, recipe_name: str) -> Path:
+    """Before minutes of measuring, not after them."""
+    if typed is None:
+        return Path("profiles") / f"scaling-{recipe_name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    try:
+        from mnist_accel.results import refuse_unwritable
+
+        folder = Path(typed).expanduser()
+        refuse_unwritable(folder)
+        if (folder / FIGURES).exists() or (folder / PICTURE).exists():
+            raise UserError(f"out={typed}: already holds a measurement. Name another folder, or move that one away")
+    except (OSError, RuntimeError) as error:  # RuntimeError: no such home folder
+        raise unwritable(f"out={typed}", error) from None
+    return folder
+
+
+def unwritable(asked: str, error: Exception) -> UserError:
+    reason = getattr(error, "strerror", None) or error
+    return UserError(f"{asked}: cannot be written ({reason}). Name another folder with out=DIR")
+
+
+def epochs_of(recipe: Recipe) -> str:
+    return f"{recipe.epochs} epoch{'s'[: recipe.epochs > 1]}"
+
+
+def show(console: Any, points: Sequence["Point"], crowded: Callable[[int], bool]) -> None:
+    from benchmarks.scaling import ideal
+
+    headers = ("processes", "threads each", "batch", "images/s", "min – max", "ideal", "speed-up", "efficiency")
+    table = report.simple_table("scaling", *headers, "all-reduce", "accuracy %", "")
+    mode = ""
+    for point in points:
+        speeds = point.images_per_second
+        table.add_row(
+            "" if point.mode == mode else point.mode,
+            str(point.processes),
+            str(point.threads),
+            f"{point.batch_size:,}",
+            f"{point.speed:,.0f}",
+            f"{min(speeds):,.0f} – {max(speeds):,.0f}",
+            f"{ideal(point, points):,.0f}",
+            f"{point.speedup:.2f}",
+            f"{100 * point.efficiency:.0f} %",
+            f"{100 * point.all_reduce_share:.0f} %",
+            f"{point.accuracy:.2f}",
+            "crowded" if crowded(point.processes) else "",
+        )
+        mode = point.mode
+    console.print()
+    report.show_table(console, table)
+
+
+def notes(
+    points: Sequence["Point"], recipe: Recipe, dataset: str, cores: int, crowded: Callable[[int], bool], steps: int
+) -> list[str]:
+    """What has to be known to read the table rightly."""
+    lines = ["", "ideal: N processes N times as fast as one, each with cores or a GPU of its own, nothing to tell"]
+    lines.append(f"all-reduce: share of a step that waits for gradients, measured on {steps} steps; negative is noise")
+    learned = f"accuracy: after {epochs_of(recipe)} on {dataset}"
+    if any(point.mode == "weak" for point in points):
+        learned += "; weak scaling takes fewer and larger steps at the same learning rate, and so learns less"
+    lines.append(learned)
+    too_many = sorted({point.processes for point in points if crowded(point.processes)})
+    if too_many:
+        threads = max(1, points[0].threads) if points else 1
+        lines.append(
+            f"crowded: {', '.join(map(str, too_many))} processes outnumber the {cores} cores at {threads} "
+            f"thread{'s'[: threads > 1]} each; they share them, so no speed-up can be expected beyond {cores} in all"
+        )
+    return lines
+
+
+def write(folder: Path, content: dict[str, Any]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / FIGURES).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    except OSError as error:
+        raise unwritable(str(folder / FIGURES), error) from None
+
+
+def plot(
+    folder: Path, points: Sequence["Point"], recipe: Recipe, dataset: str, machine: str, crowded: Callable[[int], bool]
+) -> None:
+    from benchmarks import scaling_plot
+
+    first_crowded = next((point.processes for point in points if crowded(point.processes)), None)
+    title = f"{recipe.name}, {epochs_of(recipe)} on {dataset}"
+    try:
+        scaling_plot.draw(folder / PICTURE, points, title=title, machine=machine, first_crowded=first_crowded)
+    except OSError as error:
+        raise unwritable(str(folder / PICTURE), error) from None
