@@ -7,7 +7,7 @@ global one grows. Every point is a job of its own, ``python launch.py processes=
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -27,6 +27,7 @@ class Point:
     mode: str
     processes: int
     batch_size: int
+    crowded: bool = False  # more processes than this machine has cores for
     threads: int = 0  # a process, as they were in effect
     images_per_second: list[float] = field(default_factory=list)
     speedups: list[float] = field(default_factory=list)
@@ -54,9 +55,11 @@ class Point:
         return median(self.all_reduce_shares)
 
 
-def plan(modes: Sequence[str], counts: Sequence[int], batch_size: int) -> list[Point]:
+def plan(modes: Sequence[str], counts: Sequence[int], batch_size: int, crowded: Container[int] = ()) -> list[Point]:
     """``counts`` begins with 1, which every other is compared with."""
-    return [Point(mode, n, batch_size * n if mode == "weak" else batch_size) for mode in modes for n in counts]
+    return [
+        Point(mode, n, batch_size * n if mode == "weak" else batch_size, n in crowded) for mode in modes for n in counts
+    ]
 
 
 def measure(points: Sequence[Point], words: Sequence[str], *, repeats: int, steps: int, say: Say) -> None:
@@ -81,8 +84,7 @@ def measure(points: Sequence[Point], words: Sequence[str], *, repeats: int, step
         shares[processes, batch_size] = shares_of(what, words, processes, batch_size, repeats, steps)
         say(f"{what}: all-reduce {100 * median(shares[processes, batch_size]):.0f} % of a step")
     for point in points:
-        alone = next(other for other in points if (other.mode, other.processes) == (point.mode, 1))
-        point.speedups = divided(point.images_per_second, alone.images_per_second)
+        point.speedups = divided(point.images_per_second, alone(point, points).images_per_second)
         point.all_reduce_shares = shares[point.processes, point.batch_size]
 
 
@@ -108,11 +110,15 @@ def shares_of(what: str, words: Sequence[str], processes: int, batch_size: int, 
 
 def ideal(point: Point, points: Sequence[Point]) -> float:
     """Images a second if N processes were N times one: nothing told, nothing shared, a core or GPU for each."""
-    alone = next(other for other in points if (other.mode, other.processes) == (point.mode, 1))
-    return point.processes * alone.speed
+    return point.processes * alone(point, points).speed
 
 
-def figures(point: Point, points: Sequence[Point], crowded: Callable[[int], bool]) -> dict[str, Any]:
+def alone(point: Point, points: Sequence[Point]) -> Point:
+    """One process in the same mode."""
+    return next(other for other in points if (other.mode, other.processes) == (point.mode, 1))
+
+
+def figures(point: Point, points: Sequence[Point]) -> dict[str, Any]:
     return vars(point) | {
         "median_images_per_second": point.speed,
         "ideal_images_per_second": ideal(point, points),
@@ -120,5 +126,4 @@ def figures(point: Point, points: Sequence[Point], crowded: Callable[[int], bool
         "efficiency": point.efficiency,
         "accuracy": point.accuracy,
         "all_reduce_share": point.all_reduce_share,
-        "crowded": crowded(point.processes),
     }

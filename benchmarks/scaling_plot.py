@@ -13,8 +13,8 @@ DOTS_AN_INCH = 120
 STYLES = {"strong": ("tab:blue", "o"), "weak": ("tab:orange", "s")}
 
 
-def draw(path: Path, points: Sequence[Point], *, title: str, machine: str, first_crowded: int | None) -> None:
-    """Needs no display. From ``first_crowded`` processes on, the machine has fewer cores than they want."""
+def draw(path: Path, points: Sequence[Point], *, title: str, machine: str) -> None:
+    """Needs no display. Shaded: where the machine has fewer cores than the processes want."""
     figure = Figure(figsize=SIZE_INCHES, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title)
@@ -22,6 +22,7 @@ def draw(path: Path, points: Sequence[Point], *, title: str, machine: str, first
     speed, share = figure.subplots(1, 2)
     modes = list(dict.fromkeys(point.mode for point in points))
     counts = sorted({point.processes for point in points})
+    crowded = sorted({point.processes for point in points if point.crowded})
     for mode in modes:
         own = [point for point in points if point.mode == mode]
         colour, marker = STYLES[mode]
@@ -51,9 +52,8 @@ def draw(path: Path, points: Sequence[Point], *, title: str, machine: str, first
     speed.set_ylabel("images/s")
     share.set_ylabel("efficiency and all-reduce, %")
     for axes in (speed, share):
-        if first_crowded is not None:
-            edges = (first_crowded - 0.5 if first_crowded == counts[0] else halfway(counts, first_crowded), counts[-1])
-            axes.axvspan(*edges, color="grey", alpha=0.12, label="more than there are cores")
+        if crowded:
+            axes.axvspan(halfway_to(crowded[0], counts), counts[-1], color="grey", alpha=0.12, label="more than cores")
         axes.set_xlabel("processes")
         axes.set_xticks(counts)
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
@@ -62,6 +62,6 @@ def draw(path: Path, points: Sequence[Point], *, title: str, machine: str, first
     figure.savefig(path, dpi=DOTS_AN_INCH, format="png")
 
 
-def halfway(counts: Sequence[int], to: int) -> float:
-    """Between ``to`` and the count before it."""
-    return (counts[counts.index(to) - 1] + to) / 2
+def halfway_to(count: int, counts: Sequence[int]) -> float:
+    """From the one before it."""
+    return (counts[max(0, counts.index(count) - 1)] + count) / 2

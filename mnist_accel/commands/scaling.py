@@ -104,34 +104,34 @@ def main(argv: list[str]) -> int:
     device, cores = choose_device(request.options.device), usable_cores()
     device_name = f"{torch.cuda.get_device_name()} × {torch.cuda.device_count()}" if device == "cuda" else "cpu"
     described = machine.describe_machine(device_name, own.threads)
-
-    def crowded(processes: int) -> bool:
-        return device == "cpu" and processes * max(1, own.threads) > cores
-
+    each = f"{own.threads} a process" if own.threads else "shared out"
+    machine_line = machine.LINE.format(**described | {"threads": each})
+    crowded = [n for n in counts if device == "cpu" and n * max(1, own.threads) > cores]
+    points = scaling.plan(modes, counts, recipe.batch_size, crowded)
     repeats = "once each" if own.repeats == 1 else f"{own.repeats} times each, in turn"
     rows = [
         ("scaling", f"{' and '.join(modes)}, {', '.join(map(str, counts))} processes, {repeats}"),
         ("recipe", f"{recipe.name}, batch {recipe.batch_size}, {epochs_of(recipe)}"),
-        ("machine", machine.LINE.format(**described | {"threads": f"{own.threads or 'shared out'} a process"})),
+        ("machine", machine_line),
         ("data", f"{data.name}: {data.reason}"),
         ("figures", str(folder)),
     ]
+    if crowded:
+        rows.append(("crowded", too_many(crowded, own.threads, cores)))
     report.facts(console, rows)
     # By its name, so that no job tries a download again that has failed.
     given = [word for word in handed_on if not word.startswith(("dataset=", "batch_size="))]
     job = [*given, f"dataset={data.name}", f"threads={own.threads}"]
-    points = scaling.plan(modes, counts, recipe.batch_size)
     scaling.measure(points, job, repeats=own.repeats, steps=own.steps, say=partial(console.print, style="dim"))
 
-    show(console, points, crowded)
-    for note in notes(points, recipe, data.name, cores, crowded, own.steps):
+    show(console, points)
+    for note in notes(recipe, modes, data.name, own.steps):
         console.print(note, style="dim")
     content = {"schema": SCHEMA, "recipe": recipe.name, "options": asdict(own), "command": job, "dataset": data.name}
     content |= {"epochs": recipe.epochs, "machine": described}
-    content |= {"points": [scaling.figures(point, points, crowded) for point in points]}
-    write(folder, content)
-    if own.plot:
-        plot(folder, points, recipe, data.name, machine.LINE.format(**described), crowded)
+    content |= {"points": [scaling.figures(point, points) for point in points]}
+    title = f"{recipe.name}, {epochs_of(recipe)} on {data.name}"
+    write(folder, content, partial(draw, points, title, machine_line) if own.plot else None)
     return 0
 
 
@@ -169,17 +169,16 @@ def check_batches(recipe: Recipe, modes: Sequence[str], most: int) -> None:
 
 def check_folder(typed: str | None, recipe_name: str) -> Path:
     """Before minutes of measuring, not after them."""
-    if typed is None:
-        return Path("profiles") / f"scaling-{recipe_name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    try:
-        from mnist_accel.results import refuse_unwritable
+    from mnist_accel.results import refuse_unwritable
 
-        folder = Path(typed).expanduser()
+    named = typed or str(Path("profiles") / f"scaling-{recipe_name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    try:
+        folder = Path(named).expanduser()
         refuse_unwritable(folder)
         if (folder / FIGURES).exists() or (folder / PICTURE).exists():
-            raise UserError(f"out={typed}: already holds a measurement. Name another folder, or move that one away")
+            raise UserError(f"out={named}: already holds a measurement. Name another folder, or move that one away")
     except (OSError, RuntimeError) as error:  # RuntimeError: no such home folder
-        raise unwritable(f"out={typed}", error) from None
+        raise unwritable(f"out={named}", error) from None
     return folder
 
 
@@ -192,7 +191,14 @@ def epochs_of(recipe: Recipe) -> str:
     return f"{recipe.epochs} epoch{'s'[: recipe.epochs > 1]}"
 
 
-def show(console: Any, points: Sequence["Point"], crowded: Callable[[int], bool]) -> None:
+def too_many(crowded: Sequence[int], threads: int, cores: int) -> str:
+    each = "1 thread" if threads <= 1 else f"{threads} threads"
+    have = "1 core" if cores == 1 else f"{cores} cores"
+    numbers = ", ".join(map(str, crowded))
+    return f"{numbers} processes of {each} each outnumber the {have} here: they take turns, which is no scaling"
+
+
+def show(console: Any, points: Sequence["Point"]) -> None:
     from benchmarks.scaling import ideal
 
     headers = ("processes", "threads each", "batch", "images/s", "min – max", "ideal", "speed-up", "efficiency")
@@ -212,49 +218,37 @@ def show(console: Any, points: Sequence["Point"], crowded: Callable[[int], bool]
             f"{100 * point.efficiency:.0f} %",
             f"{100 * point.all_reduce_share:.0f} %",
             f"{point.accuracy:.2f}",
-            "crowded" if crowded(point.processes) else "",
+            "crowded" if point.crowded else "",
         )
         mode = point.mode
     console.print()
     report.show_table(console, table)
 
 
-def notes(
-    points: Sequence["Point"], recipe: Recipe, dataset: str, cores: int, crowded: Callable[[int], bool], steps: int
-) -> list[str]:
+def notes(recipe: Recipe, modes: Sequence[str], dataset: str, steps: int) -> list[str]:
     """What has to be known to read the table rightly."""
-    lines = ["", "ideal: N processes N times as fast as one, each with cores or a GPU of its own, nothing to tell"]
-    lines.append(f"all-reduce: share of a step that waits for gradients, measured on {steps} steps; negative is noise")
     learned = f"accuracy: after {epochs_of(recipe)} on {dataset}"
-    if any(point.mode == "weak" for point in points):
+    if "weak" in modes:
         learned += "; weak scaling takes fewer and larger steps at the same learning rate, and so learns less"
-    lines.append(learned)
-    too_many = sorted({point.processes for point in points if crowded(point.processes)})
-    if too_many:
-        threads = max(1, points[0].threads) if points else 1
-        lines.append(
-            f"crowded: {', '.join(map(str, too_many))} processes outnumber the {cores} cores at {threads} "
-            f"thread{'s'[: threads > 1]} each; they share them, so no speed-up can be expected beyond {cores} in all"
-        )
-    return lines
+    return [
+        "",
+        "ideal: N processes N times as fast as one, each with cores or a GPU of its own and nothing to tell the others",
+        f"all-reduce: share of a step that waits for gradients, measured on {steps} steps; negative is noise",
+        learned,
+    ]
 
 
-def write(folder: Path, content: dict[str, Any]) -> None:
+def draw(points: Sequence["Point"], title: str, machine_line: str, path: Path) -> None:
+    from benchmarks import scaling_plot
+
+    scaling_plot.draw(path, points, title=title, machine=machine_line)
+
+
+def write(folder: Path, content: dict[str, Any], draw: Callable[[Path], None] | None) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / FIGURES).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        if draw is not None:
+            draw(folder / PICTURE)
     except OSError as error:
-        raise unwritable(str(folder / FIGURES), error) from None
-
-
-def plot(
-    folder: Path, points: Sequence["Point"], recipe: Recipe, dataset: str, machine: str, crowded: Callable[[int], bool]
-) -> None:
-    from benchmarks import scaling_plot
-
-    first_crowded = next((point.processes for point in points if crowded(point.processes)), None)
-    title = f"{recipe.name}, {epochs_of(recipe)} on {dataset}"
-    try:
-        scaling_plot.draw(folder / PICTURE, points, title=title, machine=machine, first_crowded=first_crowded)
-    except OSError as error:
-        raise unwritable(str(folder / PICTURE), error) from None
+        raise unwritable(str(folder), error) from None
