@@ -74,7 +74,3 @@ def failure(what: str, code: int, complaints: Sequence[str]) -> BaseException:
         return UserError(said)
     last = said or (complaints[-1] if complaints else "it said nothing")
     return TrainingFailed(f"{what}: ended with code {code} ({last})")
-
-
-def launch_words(*words: str) -> list[str]:
-    return [str(ROOT / "launch.py"), *words]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import LAUNCHER_VARIABLES
 from torch import Tensor, nn
 
 import recipes
@@ -198,41 +199,43 @@ def test_targets_are_those_of_the_readme() -> None:
 # In processes of their own
 
 
-def test_the_first_step_is_launch_py_s_own_and_the_last(
-    tmp_path: Path, clean_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+CHILD_WORDS = ("dataset=synthetic", "device=cpu", "threads=1")
+
+
+@pytest.fixture
+def as_in_a_clean_environment(clean_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*LAUNCHER_VARIABLES, "MNIST_ACCEL_DATA"):
+        monkeypatch.delenv(name, raising=False)
     for name, value in clean_environment.items():
         monkeypatch.setenv(name, value)
-    words = ("recipe=onepoch", f"out={tmp_path}", "dataset=synthetic", "threads=1")
-    printed = run_python("the first step", fresh.FIRST_STEP, *words)
+
+
+@pytest.mark.usefixtures("as_in_a_clean_environment")
+def test_the_first_step_is_launch_py_s_own_and_the_last(tmp_path: Path) -> None:
+    printed = run_python("the first step", fresh.FIRST_STEP, "recipe=onepoch", f"out={tmp_path}", *CHILD_WORDS)
     assert "onepoch" in printed  # its banner
     left = {path.name for path in tmp_path.iterdir()}
     assert "recipe.json" in left and not left & {"result.json", "history.jsonl", "model.safetensors"}
 
 
-def test_start_measures_both_in_processes_of_their_own(tmp_path: Path, clean_environment: dict[str, str]) -> None:
-    figures = tmp_path / "start.json"
-    words = "subject=start dataset=synthetic pairs=1 threads=1"
-    done = run_in_project(clean_environment, "bench", *words.split(), f"json={figures}")
-    assert done.returncode == 0, done.stderr
-    (comparison,) = json.loads(figures.read_text())["comparisons"]
-    (ours,), (bare,) = comparison["sides"].values()
-    (ratio,) = comparison["ratios"]
-    assert ratio["values"] == [ours / bare] and (ratio["target"], ratio["at_most"]) == (1.3, True)
-    assert ratio["met"] is (ratio["median"] <= 1.3)
+@pytest.mark.usefixtures("as_in_a_clean_environment")
+def test_start_measures_both_in_processes_of_their_own(runtime: Runtime) -> None:
+    said: list[str] = []
+    comparison = fresh.start(recipes.load("onepoch"), runtime, words=CHILD_WORDS, pairs=1, say=said.append)
+    (ours,), (bare,) = comparison.sides.values()
+    (ratio,) = comparison.ratios
+    assert ratio.values == [ours / bare] and (ratio.target, ratio.at_most) == (1.3, True)
 
 
-def test_precision_measures_each_with_its_loss(tmp_path: Path, clean_environment: dict[str, str]) -> None:
-    figures = tmp_path / "precision.json"
-    words = "subject=precision recipe=is3 dataset=synthetic steps=2 pairs=1 threads=1"
-    done = run_in_project(clean_environment, "bench", *words.split(), f"json={figures}")
-    assert done.returncode == 0, done.stderr
-    (comparison,) = json.loads(figures.read_text())["comparisons"]
-    assert comparison["sides"].keys() == comparison["qualities"].keys() == {"fp32", "bf16"}
-    (fp32,), (bf16,) = comparison["qualities"].values()
+@pytest.mark.usefixtures("as_in_a_clean_environment")
+def test_precision_measures_each_with_its_loss(runtime: Runtime, data: Dataset) -> None:
+    said: list[str] = []
+    recipe = recipes.load("is3")
+    comparison = fresh.precision(recipe, runtime, data, words=CHILD_WORDS, pairs=1, steps=2, say=said.append)
+    assert comparison.sides.keys() == comparison.qualities.keys() == {"fp32", "bf16"}
+    (fp32,), (bf16,) = comparison.qualities.values()
     assert fp32 != bf16 and fp32 == pytest.approx(bf16, rel=0.1)  # the same steps, rounded otherwise
-    assert comparison["ratios"][0]["of"] == "bf16 / fp32"
-    assert "loss at the end" in done.stdout
+    assert comparison.ratios[0].of == "bf16 / fp32"
 
 
 def test_all_recipes_are_measured_one_after_the_other(
