@@ -4,6 +4,8 @@ Reading files, building networks and evaluation are outside every clock; shuffli
 and starting the DataLoader's workers are inside.
 """
 
+import signal
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -26,7 +28,7 @@ from mnist_accel.data.batches import Augmentation, ImageStore, TrainBatches
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.data.torchvision_import import import_torchvision
 from mnist_accel.engine import synchronised_clock
-from mnist_accel.errors import UserError
+from mnist_accel.errors import Interrupted, UserError
 from mnist_accel.objective import build_objective
 from mnist_accel.optim import build_optimizer, lr_factor
 from mnist_accel.outcome import Progress, Watcher
@@ -62,11 +64,12 @@ def our_speed(recipe: Recipe, runtime: Runtime, data: Dataset) -> float:
 def loader_speed(runtime: Runtime, batches: Any, num_batches: int) -> float:
     """Images a second of a DataLoader's first batches."""
     images = 0
-    started = synchronised_clock(runtime.device)
-    for batch, labels in islice(batches, num_batches):
-        batch, labels = batch.to(runtime.device), labels.to(runtime.device)
-        images += len(labels)
-    return images / (synchronised_clock(runtime.device) - started)
+    with no_interrupt_dropped():
+        started = synchronised_clock(runtime.device)
+        for batch, labels in islice(batches, num_batches):
+            batch, labels = batch.to(runtime.device), labels.to(runtime.device)
+            images += len(labels)
+        return images / (synchronised_clock(runtime.device) - started)
 
 
 def our_seconds(recipe: Recipe, runtime: Runtime, data: Dataset) -> float:
@@ -81,7 +84,7 @@ def our_whole_epoch(recipe: Recipe, runtime: Runtime, data: Dataset) -> Reading:
 
 def our_epoch(recipe: Recipe, runtime: Runtime, data: Dataset, watcher: Watcher | None = None) -> EpochStats:
     progress = Progress()
-    with tempfile.TemporaryDirectory(prefix="mnist_accel-") as folder:
+    with tempfile.TemporaryDirectory(prefix="mnist_accel-") as folder, nothing_to_resume():
         fit(
             replace(recipe, epochs=1),
             RunOptions(),
@@ -112,9 +115,42 @@ def stock_epoch(recipe: Recipe, runtime: Runtime, batches: Any, steps: int) -> t
     model = STOCK_NETWORKS[recipe.model]().to(runtime.device)
     optimizer = stock.make_optimizer(recipe.optimizer, model.parameters(), **optimizer_settings(recipe))
     loss_function = stock.make_loss(recipe.loss, recipe.positive_class)
-    started = synchronised_clock(runtime.device)
-    stock.train_epoch(model, islice(batches, steps or None), optimizer, loss_function, runtime.device)
-    return synchronised_clock(runtime.device) - started, model
+    with no_interrupt_dropped():
+        started = synchronised_clock(runtime.device)
+        stock.train_epoch(model, islice(batches, steps or None), optimizer, loss_function, runtime.device)
+        return synchronised_clock(runtime.device) - started, model
+
+
+@contextmanager
+def nothing_to_resume() -> Iterator[None]:
+    """A run that is asked to stop saves itself and says how to go on; one that is only measured just stops."""
+    try:
+        yield
+    except Interrupted as error:
+        if error.exit_code == 128 + signal.SIGINT:
+            raise KeyboardInterrupt from None
+        raise SystemExit(error.exit_code) from None
+
+
+@contextmanager
+def no_interrupt_dropped() -> Iterator[None]:
+    """Python drops a Ctrl-C that comes while it clears a DataLoader's workers away, and prints a traceback instead."""
+    dropped: list[object] = []
+    before = sys.unraisablehook
+
+    def keep(unraisable: Any) -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            dropped.append(unraisable.exc_type)
+        else:
+            before(unraisable)
+
+    sys.unraisablehook = keep
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        if dropped:
+            raise KeyboardInterrupt
 
 
 def bare_seconds(recipe: Recipe, runtime: Runtime, data: Dataset) -> float:

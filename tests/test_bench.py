@@ -1,6 +1,7 @@
 """The benchmarks: stock networks equal ours, every subject runs, a mistake costs a line. Nothing is timed."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from mnist_accel.data.dataset import Dataset
 from mnist_accel.errors import UserError
 from mnist_accel.models import MODELS, count_parameters
 from mnist_accel.models.onepoch import SECOND_WIDTH
+from mnist_accel.outcome import Watcher
 from mnist_accel.recipe import Recipe
 from mnist_accel.runtime import Runtime
 
@@ -194,6 +196,41 @@ def test_a_ratio_meets_its_target_by_its_median(at_most: bool) -> None:
 def test_targets_are_those_of_the_readme() -> None:
     assert compare.EPOCH_TARGETS == {"onepoch": 5.0, "efficient25k": 4.0, "sub20k": 1.5, "compact13k": 1.5}
     assert fresh.START_TARGET == 1.3
+
+
+# Interrupted
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_our_side_stops_without_a_word_about_resuming(
+    number: signal.Signals, error: type[BaseException], runtime: Runtime, data: Dataset
+) -> None:
+    watcher = Watcher(on_step=lambda info: signal.raise_signal(number))
+    with pytest.raises(error) as stopped:
+        sides.our_epoch(recipes.load("is3"), runtime, data, watcher)
+    if error is SystemExit:
+        assert stopped.value.code == 143
+
+
+def test_a_ctrl_c_that_python_drops_still_ends_the_measurement(runtime: Runtime) -> None:
+    class Workers:
+        """Ctrl-C comes while they are cleared away, where an exception goes nowhere."""
+
+        def __iter__(self) -> "Workers":
+            return Workers()
+
+        def __next__(self) -> None:
+            raise StopIteration
+
+        def __del__(self) -> None:
+            raise KeyboardInterrupt
+
+    before = sys.unraisablehook
+    batches = Workers()
+    with pytest.raises(KeyboardInterrupt):
+        sides.loader_speed(runtime, batches, 1)
+    assert sys.unraisablehook is before
+    batches.__class__.__del__ = lambda self: None
 
 
 # In processes of their own
