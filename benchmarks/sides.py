@@ -1,10 +1,13 @@
-"""One measurement of each side: ours, the stock script, its DataLoader, the bare loop.
+"""One measurement of each side: ours, the stock script, its DataLoader, a batched one, the bare loop.
 
 Reading files, building networks and evaluation are outside every clock; shuffling, drawing the augmentation
 and starting the DataLoader's workers are inside.
 """
 
+import signal
+import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,22 +17,23 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from benchmarks import bare_loop
+from benchmarks import bare_loop, batched
 from benchmarks.stock_networks import STOCK_NETWORKS
+from benchmarks.turns import Reading
 from mnist_accel.data import mnist
 from mnist_accel.data.augment import draw_warps
 from mnist_accel.data.batches import Augmentation, ImageStore, TrainBatches
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.data.torchvision_import import import_torchvision
 from mnist_accel.engine import synchronised_clock
-from mnist_accel.errors import UserError
+from mnist_accel.errors import Interrupted, UserError
 from mnist_accel.objective import build_objective
 from mnist_accel.optim import build_optimizer, lr_factor
 from mnist_accel.outcome import Progress, Watcher
 from mnist_accel.recipe import Recipe, RunOptions
-from mnist_accel.results import RunFolder
+from mnist_accel.results import EpochStats, RunFolder
 from mnist_accel.run import fit, new_model
 from mnist_accel.runtime import Runtime
 
@@ -57,20 +61,30 @@ def our_speed(recipe: Recipe, runtime: Runtime, data: Dataset) -> float:
     return epochs * len(batches.store) / seconds
 
 
-def stock_speed(runtime: Runtime, batches: Any, num_batches: int) -> float:
+def loader_speed(runtime: Runtime, batches: Any, num_batches: int) -> float:
     """Images a second of a DataLoader's first batches."""
     images = 0
-    started = synchronised_clock(runtime.device)
-    for batch, labels in islice(batches, num_batches):
-        batch, labels = batch.to(runtime.device), labels.to(runtime.device)
-        images += len(labels)
-    return images / (synchronised_clock(runtime.device) - started)
+    with no_interrupt_dropped():
+        started = synchronised_clock(runtime.device)
+        for batch, labels in islice(batches, num_batches):
+            batch, labels = batch.to(runtime.device), labels.to(runtime.device)
+            images += len(labels)
+        return images / (synchronised_clock(runtime.device) - started)
 
 
 def our_seconds(recipe: Recipe, runtime: Runtime, data: Dataset) -> float:
     """The ``train_seconds`` of one epoch, as ``launch.py`` would report them."""
+    return our_epoch(recipe, runtime, data).train_seconds
+
+
+def our_whole_epoch(recipe: Recipe, runtime: Runtime, data: Dataset) -> Reading:
+    stats = our_epoch(recipe, runtime, data)
+    return Reading(stats.train_seconds, stats.accuracy)
+
+
+def our_epoch(recipe: Recipe, runtime: Runtime, data: Dataset, watcher: Watcher | None = None) -> EpochStats:
     progress = Progress()
-    with tempfile.TemporaryDirectory(prefix="mnist_accel-") as folder:
+    with tempfile.TemporaryDirectory(prefix="mnist_accel-") as folder, nothing_to_resume():
         fit(
             replace(recipe, epochs=1),
             RunOptions(),
@@ -79,21 +93,64 @@ def our_seconds(recipe: Recipe, runtime: Runtime, data: Dataset) -> float:
             new_model(recipe, runtime),
             RunFolder(Path(folder)),
             progress,
-            watcher=Watcher(),
+            watcher=watcher or Watcher(),
         )
     runtime.accelerator.free_memory()
-    return progress.position.history[-1].train_seconds
+    return progress.position.history[-1]
 
 
 def stock_seconds(recipe: Recipe, runtime: Runtime, batches: Any, steps: int) -> float:
     """The first ``steps`` of the stock script's epoch; 0 for all."""
+    return stock_epoch(recipe, runtime, batches, steps)[0]
+
+
+def stock_whole_epoch(recipe: Recipe, runtime: Runtime, batches: Any, test_batches: Any) -> Reading:
+    seconds, model = stock_epoch(recipe, runtime, batches, 0)
+    positive = recipe.positive_class if recipe.loss == "binary" else None
+    return Reading(seconds, import_stock().evaluate(model, test_batches, runtime.device, positive))
+
+
+def stock_epoch(recipe: Recipe, runtime: Runtime, batches: Any, steps: int) -> tuple[float, nn.Module]:
     stock = import_stock()
     model = STOCK_NETWORKS[recipe.model]().to(runtime.device)
     optimizer = stock.make_optimizer(recipe.optimizer, model.parameters(), **optimizer_settings(recipe))
     loss_function = stock.make_loss(recipe.loss, recipe.positive_class)
-    started = synchronised_clock(runtime.device)
-    stock.train_epoch(model, islice(batches, steps or None), optimizer, loss_function, runtime.device)
-    return synchronised_clock(runtime.device) - started
+    with no_interrupt_dropped():
+        started = synchronised_clock(runtime.device)
+        stock.train_epoch(model, islice(batches, steps or None), optimizer, loss_function, runtime.device)
+        return synchronised_clock(runtime.device) - started, model
+
+
+@contextmanager
+def nothing_to_resume() -> Iterator[None]:
+    """A run that is asked to stop saves itself and says how to go on; one that is only measured just stops."""
+    try:
+        yield
+    except Interrupted as error:
+        if error.exit_code == 128 + signal.SIGINT:
+            raise KeyboardInterrupt from None
+        raise SystemExit(error.exit_code) from None
+
+
+@contextmanager
+def no_interrupt_dropped() -> Iterator[None]:
+    """Python drops a Ctrl-C that comes while it clears a DataLoader's workers away, and prints a traceback instead."""
+    dropped: list[object] = []
+    before = sys.unraisablehook
+
+    def keep(unraisable: Any) -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            dropped.append(unraisable.exc_type)
+        else:
+            before(unraisable)
+
+    sys.unraisablehook = keep
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        if dropped:
+            raise KeyboardInterrupt
 
 
 def bare_seconds(recipe: Recipe, runtime: Runtime, data: Dataset) -> float:
@@ -148,10 +205,17 @@ def optimizer_settings(recipe: Recipe) -> dict[str, Any]:
     return {name: getattr(recipe, name) for name in ("lr", "momentum", "nesterov", "weight_decay")}
 
 
-def stock_loader(folder: str, recipe: Recipe, workers: int) -> Any:
+def stock_loader(folder: str, recipe: Recipe, workers: int = 0, train: bool = True) -> Any:
+    augmentation = augmentation_of(recipe) if train else {}
     return import_stock().make_loader(
-        folder, recipe.batch_size, workers, mean=recipe.mean, std=recipe.std, **augmentation_of(recipe)
+        folder, recipe.batch_size, workers, train=train, mean=recipe.mean, std=recipe.std, **augmentation
     )
+
+
+def batched_loader(data: Dataset, recipe: Recipe, runtime: Runtime) -> Any:
+    images, labels = data.train_images.to(runtime.device), data.train_labels.to(runtime.device)
+    settings = {"mean": recipe.mean, "std": recipe.std, **augmentation_of(recipe)}
+    return batched.make_loader(images, labels, recipe.batch_size, **settings)
 
 
 def import_stock() -> ModuleType:
@@ -162,6 +226,8 @@ def import_stock() -> ModuleType:
         raise UserError("torchvision: the stock script needs it. Type pip install torchvision") from None
     from benchmarks import stock
 
+    # What more workers than cores do is a thing to measure.
+    warnings.filterwarnings("ignore", message=".*worker processes in total")
     return stock
 
 

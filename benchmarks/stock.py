@@ -26,6 +26,7 @@ def make_loader(
     batch_size: int,
     num_workers: int = 0,
     *,
+    train: bool = True,
     mean: float = 0.1307,
     std: float = 0.3081,
     rotation: float = 0.0,
@@ -46,8 +47,8 @@ def make_loader(
             )
         )
     steps += [transforms.ToTensor(), transforms.Normalize((mean,), (std,))]
-    train_set = datasets.MNIST(folder, train=True, transform=transforms.Compose(steps))
-    return DataLoader(train_set, batch_size=batch_size, shuffle=True, num_workers=num_workers)
+    data_set = datasets.MNIST(folder, train=train, transform=transforms.Compose(steps))
+    return DataLoader(data_set, batch_size=batch_size, shuffle=train, num_workers=num_workers)
 
 
 def make_loss(loss: str, positive_class: int) -> Loss:
@@ -102,6 +103,28 @@ def train_epoch(
     return running_loss / num_batches
 
 
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device,
+    positive_class: int | None = None,
+) -> float:
+    """Percent of the loader's images that are told rightly, by their class or as the positive one against the rest."""
+    model.eval()
+    correct = 0
+    total = 0
+    for data, target in loader:
+        data, target = data.to(device), target.to(device)
+        output = model(data)
+        if positive_class is None:
+            correct += (output.argmax(1) == target).sum().item()
+        else:
+            correct += ((output.squeeze(1) > 0) == (target == positive_class)).sum().item()
+        total += len(target)
+    return 100 * correct / total
+
+
 def main() -> None:
     import recipes
     from benchmarks.stock_networks import STOCK_NETWORKS
@@ -133,7 +156,10 @@ def main() -> None:
     )
     started = time.perf_counter()
     loss = train_epoch(model, loader, optimizer, make_loss(recipe.loss, recipe.positive_class), device)
-    print(f"{time.perf_counter() - started:.2f} s, mean loss {loss:.4f}")
+    seconds = time.perf_counter() - started
+    test_loader = make_loader(sys.argv[2], 1000, train=False, mean=recipe.mean, std=recipe.std)
+    accuracy = evaluate(model, test_loader, device, recipe.positive_class if recipe.loss == "binary" else None)
+    print(f"{seconds:.2f} s, mean loss {loss:.4f}, accuracy {accuracy:.2f} %")
 
 
 if __name__ == "__main__":

@@ -1,24 +1,32 @@
 """The benchmarks: stock networks equal ours, every subject runs, a mistake costs a line. Nothing is timed."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import LAUNCHER_VARIABLES
 from torch import Tensor, nn
 
 import recipes
-from benchmarks import compare, sides
+from benchmarks import batched, compare, fresh, sides
+from benchmarks.children import run_python
 from benchmarks.stock_networks import STOCK_NETWORKS
+from benchmarks.turns import Comparison, Ratio
 from mnist_accel import __main__ as verbs
 from mnist_accel import commands
 from mnist_accel.commands import bench
+from mnist_accel.data.augment import draw_warps
+from mnist_accel.data.batches import prepare
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.errors import UserError
 from mnist_accel.models import MODELS, count_parameters
 from mnist_accel.models.onepoch import SECOND_WIDTH
+from mnist_accel.outcome import Watcher
+from mnist_accel.recipe import Recipe
 from mnist_accel.runtime import Runtime
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -93,24 +101,51 @@ def test_our_order_of_layers_gives_the_documented_outputs_and_gradients(name: st
 @pytest.mark.parametrize("name", recipes.names())
 def test_engine_and_bare_loop_run_every_recipe(name: str, runtime: Runtime, data: Dataset) -> None:
     said: list[str] = []
-    (comparison,) = compare.engine(recipes.load(name), runtime, data, pairs=1, steps=1, say=said.append)
-    assert list(comparison.sides) == ["ours", "bare loop"] and len(comparison.ratios) == len(said) == 1
+    comparison = compare.engine(recipes.load(name), runtime, data, pairs=1, steps=1, say=said.append)
+    (ratio,) = comparison.ratios
+    assert list(comparison.sides) == ["ours", "bare loop"] and len(ratio.values) == len(said) == 1
     ours, bare = comparison.sides.values()
-    assert comparison.ratios == [a / b for a, b in zip(ours, bare, strict=True)]
+    assert ratio.values == [a / b for a, b in zip(ours, bare, strict=True)]
 
 
-def test_loader_compares_with_the_faster_dataloader(runtime: Runtime, data: Dataset) -> None:
+def test_loader_compares_with_the_fastest_dataloader_and_with_a_batched_one(runtime: Runtime, data: Dataset) -> None:
     recipe = recipes.load("onepoch")
     plain, warped = compare.loader(recipe, runtime, data, pairs=1, images=128, say=lambda line: None)
-    assert plain.target == 100 and warped.target == 20
-    for comparison in (plain, warped):
-        (ours,), (alone,), (helped,) = comparison.sides.values()
-        assert comparison.ratios == [ours / max(alone, helped)]
+    for comparison, target in ((plain, 100), (warped, 20)):
+        names = [f"DataLoader, {workers}" for workers in ("0 workers", "1 worker", "2 workers", "4 workers")]
+        assert list(comparison.sides) == ["ours", *names, "batched __getitems__"]
+        (ours,), *stock, (batch,) = comparison.sides.values()
+        against_stock, against_batched = comparison.ratios
+        assert against_stock.values == [ours / max(speed for (speed,) in stock)] and against_stock.target == target
+        assert against_batched.values == [ours / batch] and against_batched.target is None
+
+
+def test_the_batched_loader_gives_what_ours_gives(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, labels = data.train_images[:10], data.train_labels[:10]
+    matrices = draw_warps(10, 0, rotation=10.0, translation=0.1, scale=0.2, shear=5.0)
+    monkeypatch.setattr(batched, "random_matrices", lambda count, *ranges: matrices)
+    for rotation, warps in ((0.0, None), (10.0, matrices)):
+        collate = batched.make_collate(0.1307, 0.3081, rotation, 0.0, 0.0, 0.0)
+        theirs, their_labels = collate((images, labels))
+        torch.testing.assert_close(theirs, prepare(images, 0.1307, 0.3081, warps), rtol=1e-4, atol=1e-4)
+        assert torch.equal(their_labels, labels)
+
+
+def test_the_batched_loader_draws_a_warp_for_each_image_within_its_ranges() -> None:
+    matrices = batched.random_matrices(500, 10.0, 0.1, 0.0, 0.0)
+    angles = torch.rad2deg(torch.atan2(matrices[:, 1, 0], matrices[:, 0, 0]))
+    assert len(angles.unique()) > 450 and 9 < angles.abs().max() <= 10.001
+    assert 0.18 < matrices[:, :, 2].abs().max() <= 0.2  # of an image that is 2 wide
+
+
+def test_the_batched_loader_fetches_a_batch_at_once(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = batched.make_loader(data.train_images, data.train_labels, 64, mean=0.0, std=1.0)
+    monkeypatch.delattr(batched.ResidentImages, "__getitem__")
+    sizes = [len(labels) for _, labels in loader]
+    assert sizes == [64] * 4 + [44]
 
 
 def test_stock_data_is_ours_unpacked_and_normalised_alike(data: Dataset) -> None:
-    from mnist_accel.data.batches import prepare
-
     recipe = recipes.load("onepoch")
     with sides.stock_folder(data) as folder:
         train_set = sides.stock_loader(folder, recipe, workers=0).dataset
@@ -123,11 +158,142 @@ def test_stock_data_is_ours_unpacked_and_normalised_alike(data: Dataset) -> None
 def test_epoch_gives_the_stock_script_its_faster_number_of_workers(runtime: Runtime, data: Dataset) -> None:
     said: list[str] = []
     recipe = recipes.load("is3")
-    (comparison,) = compare.epoch(recipe, runtime, data, pairs=1, steps=0, workers=None, say=said.append)
+    comparison = compare.epoch(recipe, runtime, data, pairs=1, steps=0, workers=None, say=said.append)
     assert "on trial" in said[0]
     (ours,), (stock,) = comparison.sides.values()
-    assert comparison.ratios == [stock / ours]
+    assert comparison.ratios[0].values == [stock / ours]
     assert list(comparison.sides)[1] in ("stock script, 0 workers", "stock script, 2 workers")
+
+
+@pytest.mark.parametrize("name", ["is3", "onepoch"])
+def test_a_whole_epoch_has_an_accuracy_on_both_sides_and_a_part_of_one_has_none(
+    name: str, runtime: Runtime, data: Dataset
+) -> None:
+    recipe = recipes.load(name)
+    common = {"pairs": 2, "workers": 0, "say": lambda line: None}
+    whole = compare.epoch(recipe, runtime, data, steps=0, **common)
+    assert whole.qualities.keys() == whole.sides.keys()
+    assert all(len(values) == 2 and 0 <= min(values) <= max(values) <= 100 for values in whole.qualities.values())
+    assert compare.epoch(recipe, runtime, data, steps=2, **common).qualities == {}
+
+
+def test_the_stock_script_counts_right_answers() -> None:
+    stock = sides.import_stock()
+    logits = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 0.0], [0.0, 5.0]])
+    batches = [(logits[:3], torch.tensor([0, 1, 1])), (logits[3:], torch.tensor([1]))]
+    assert stock.evaluate(nn.Identity(), batches, torch.device("cpu")) == 75
+    binary = [(torch.tensor([[1.0], [-1.0], [1.0], [-2.0]]), torch.tensor([3, 3, 5, 5]))]
+    assert stock.evaluate(nn.Identity(), binary, torch.device("cpu"), positive_class=3) == 50
+
+
+@pytest.mark.parametrize("at_most", [True, False])
+def test_a_ratio_meets_its_target_by_its_median(at_most: bool) -> None:
+    ratio = Ratio("a / b", [1.0, 2.0, 9.0], 2.5, at_most)
+    assert ratio.median == 2.0 and ratio.met is at_most
+    assert Ratio("a / b", [1.0]).met is None
+
+
+def test_targets_are_those_of_the_readme() -> None:
+    assert compare.EPOCH_TARGETS == {"onepoch": 5.0, "efficient25k": 4.0, "sub20k": 1.5, "compact13k": 1.5}
+    assert fresh.START_TARGET == 1.3
+
+
+# Interrupted
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_our_side_stops_without_a_word_about_resuming(
+    number: signal.Signals, error: type[BaseException], runtime: Runtime, data: Dataset
+) -> None:
+    watcher = Watcher(on_step=lambda info: signal.raise_signal(number))
+    with pytest.raises(error) as stopped:
+        sides.our_epoch(recipes.load("is3"), runtime, data, watcher)
+    if error is SystemExit:
+        assert stopped.value.code == 143
+
+
+def test_a_ctrl_c_that_python_drops_still_ends_the_measurement(runtime: Runtime) -> None:
+    class Workers:
+        """Ctrl-C comes while they are cleared away, where an exception goes nowhere."""
+
+        def __iter__(self) -> "Workers":
+            return Workers()
+
+        def __next__(self) -> None:
+            raise StopIteration
+
+        def __del__(self) -> None:
+            raise KeyboardInterrupt
+
+    before = sys.unraisablehook
+    batches = Workers()
+    with pytest.raises(KeyboardInterrupt):
+        sides.loader_speed(runtime, batches, 1)
+    assert sys.unraisablehook is before
+    batches.__class__.__del__ = lambda self: None
+
+
+# In processes of their own
+
+
+CHILD_WORDS = ("dataset=synthetic", "device=cpu", "threads=1")
+
+
+@pytest.fixture
+def as_in_a_clean_environment(clean_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*LAUNCHER_VARIABLES, "MNIST_ACCEL_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in clean_environment.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("as_in_a_clean_environment")
+def test_the_first_step_is_launch_py_s_own_and_the_last(tmp_path: Path) -> None:
+    printed = run_python("the first step", fresh.FIRST_STEP, "recipe=onepoch", f"out={tmp_path}", *CHILD_WORDS)
+    assert "onepoch" in printed  # its banner
+    left = {path.name for path in tmp_path.iterdir()}
+    assert "recipe.json" in left and not left & {"result.json", "history.jsonl", "model.safetensors"}
+
+
+@pytest.mark.usefixtures("as_in_a_clean_environment")
+def test_start_measures_both_in_processes_of_their_own(runtime: Runtime) -> None:
+    said: list[str] = []
+    comparison = fresh.start(recipes.load("onepoch"), runtime, words=CHILD_WORDS, pairs=1, say=said.append)
+    (ours,), (bare,) = comparison.sides.values()
+    (ratio,) = comparison.ratios
+    assert ratio.values == [ours / bare] and (ratio.target, ratio.at_most) == (1.3, True)
+
+
+@pytest.mark.usefixtures("as_in_a_clean_environment")
+def test_precision_measures_each_with_its_loss(runtime: Runtime, data: Dataset) -> None:
+    said: list[str] = []
+    recipe = recipes.load("is3")
+    comparison = fresh.precision(recipe, runtime, data, words=CHILD_WORDS, pairs=1, steps=2, say=said.append)
+    assert comparison.sides.keys() == comparison.qualities.keys() == {"fp32", "bf16"}
+    (fp32,), (bf16,) = comparison.qualities.values()
+    assert fp32 != bf16 and fp32 == pytest.approx(bf16, rel=0.1)  # the same steps, rounded otherwise
+    assert comparison.ratios[0].of == "bf16 / fp32"
+
+
+def test_all_recipes_are_measured_one_after_the_other(
+    runtime: Runtime,
+    tmp_path: Path,
+    clean_environment: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def engine(recipe: Recipe, *rest: object, steps: int, **common: object) -> Comparison:
+        return Comparison("a part", "s", {"ours": [float(recipe.batch_size)]}, [Ratio("ours / bare", [1.0], 1.1, True)])
+
+    monkeypatch.setattr(compare, "engine", engine)
+    monkeypatch.setenv("XDG_CACHE_HOME", clean_environment["XDG_CACHE_HOME"])
+    figures = tmp_path / "all.json"
+    words = "subject=engine recipe=all dataset=synthetic threads=1 device=cpu"
+    assert bench.main([*words.split(), f"json={figures}"]) == 0
+    found = [(item["recipe"], item["batch_size"]) for item in json.loads(figures.read_text())["comparisons"]]
+    assert found == [(name, recipes.load(name).batch_size) for name in recipes.names()]
+    shown = capsys.readouterr().out
+    assert all(f"{name}, a part" in shown for name in recipes.names())
 
 
 def test_bench_prints_and_writes_its_figures(tmp_path: Path, clean_environment: dict[str, str]) -> None:
@@ -139,7 +305,8 @@ def test_bench_prints_and_writes_its_figures(tmp_path: Path, clean_environment: 
     (comparison,) = content["comparisons"]
     assert content["machine"]["threads"] == 1 and content["dataset"] == "synthetic"
     assert comparison["sides"].keys() == {"ours", "bare loop"}
-    assert len(comparison["ratios"]) == 1
+    assert (comparison["recipe"], comparison["batch_size"]) == ("efficient25k", 128)
+    assert len(comparison["ratios"][0]["values"]) == 1
     for expected in ("first 2 of an epoch's 469 steps", "ours / bare loop", f"torch {torch.__version__}"):
         assert expected in done.stdout
 
@@ -164,12 +331,13 @@ def run_in_project(environment: dict[str, str], *words: str) -> subprocess.Compl
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("recipe=onepoch", "subject: not given. Type subject= with one of loader, epoch, engine"),
-        ("subject=epok", "subject=epok: must be 'loader', 'epoch' or 'engine'"),
+        ("recipe=onepoch", "subject: not given. Type subject= with one of loader, epoch, engine, start, precision"),
+        ("subject=epok", "subject=epok: must be 'loader', 'epoch', 'engine', 'start' or 'precision'"),
         ("subject=epoch recipe=onepok", "recipe=onepok: no such recipe. Did you mean recipe=onepoch?"),
         ("subject=epoch pairs=0", "pairs=0: must be at least 1. For example pairs=5"),
         ("subject=epoch images=5", "images=5: has no effect with subject=epoch"),
         ("subject=loader steps=5", "steps=5: has no effect with subject=loader"),
+        ("subject=start steps=5", "steps=5: has no effect with subject=start"),
         ("subject=engine workers=2", "workers=2: has no effect with subject=engine"),
         ("subject=engine json=/no/such/folder/x.json", "json=/no/such/folder/x.json: cannot be written"),
     ],

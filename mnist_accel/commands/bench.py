@@ -1,10 +1,8 @@
-"""Measures ours against the stock script, its DataLoader or a bare loop, in turn, on this machine."""
+"""Measures ours against what else could be run, in turn, on this machine: loader, epoch, engine, start, precision."""
 
-import platform
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,23 +13,27 @@ from mnist_accel import cli, commands, report
 from mnist_accel.recipe import CONFIG, REAL_DATA, Needs, Recipe, keys_of, option
 
 if TYPE_CHECKING:  # a typing mistake must not wait for torch
-    from benchmarks.compare import Comparison
+    from benchmarks.turns import Comparison
     from mnist_accel.data.dataset import Dataset
     from mnist_accel.runtime import Runtime
 
-SCHEMA = 1
+SCHEMA = 2
+ALL = "all"
 LOADER = Needs("subject", ("loader",))
 EPOCH = Needs("subject", ("epoch",))
-TRAINING = Needs("subject", ("epoch", "engine"))
+TRAINING = Needs("subject", ("epoch", "engine", "precision"))
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class BenchOptions:
     subject: Annotated[
-        Literal["loader", "epoch", "engine"],
-        option("what ours is held against: DataLoader, the stock script's epoch, or a bare loop"),
+        Literal["loader", "epoch", "engine", "start", "precision"],
+        option(
+            "what ours is held against: DataLoaders, the stock script's epoch, a bare loop, importing torch and "
+            "accelerate, or itself in fp32"
+        ),
     ]
-    recipe: Annotated[str, option("whose network, batch size and optimizer")] = "onepoch"
+    recipe: Annotated[str, option("whose network, batch size and optimizer; all takes one after the other")] = "onepoch"
     pairs: Annotated[int, option("how often each side is measured, in turn", ge=1, le=1000)] = 5
     images: Annotated[int, option("images a pass of the DataLoader", ge=1, le=60_000), LOADER] = 20_000
     steps: Annotated[int, option("steps of the epoch that are timed; 0 times all", ge=0), TRAINING] = 200
@@ -52,78 +54,81 @@ def main(argv: list[str]) -> int:
         report.show_keys(console, "Keys", keys_of(BenchOptions).values(), None)
         return 0
     options: BenchOptions = commands.read_options(argv, BenchOptions)
-    recipe = recipes.load(cli.choose_recipe({"recipe": options.recipe}, recipes.names()))
+    chosen = choose_recipes(options.recipe)
     commands.refuse_unwritable(options.json)
 
+    from benchmarks import machine
     from mnist_accel.data.dataset import load_dataset
     from mnist_accel.runtime import start_runtime
 
     runtime = start_runtime("fp32", options.device, options.threads)
     data = load_dataset(options.dataset, options.data_dir)
-    machine = describe_machine(runtime)
-    machine_line = "{cpu}, {cores} cores, torch {torch}, device {device}, threads {threads}".format(**machine)
+    described = machine.describe_machine(runtime.device_name, runtime.threads)
     rows = [
         ("subject", f"{options.subject}, {options.pairs} pair{'s'[: options.pairs > 1]}"),
-        ("recipe", f"{recipe.name}, batch {recipe.batch_size}"),
-        ("machine", machine_line),
+        ("recipe", ", ".join(f"{recipe.name} (batch {recipe.batch_size})" for recipe in chosen)),
+        ("machine", machine.LINE.format(**described)),
+        ("data", f"{data.name}: {data.reason}"),
     ]
     report.facts(console, rows)
-    comparisons = measure(options, recipe, runtime, data, say=partial(console.print, style="dim"))
-    show(console, comparisons)
-    figures = [asdict(comparison) | {"ratio": median(comparison.ratios)} for comparison in comparisons]
-    content = {"schema": SCHEMA, "options": asdict(options), "batch_size": recipe.batch_size}
-    content |= {"dataset": data.name, "machine": machine, "comparisons": figures}
-    commands.write_json(options.json, content)
+    say = partial(console.print, style="dim")
+    measured: list[tuple[Recipe, Comparison]] = []
+    for recipe in chosen:
+        if len(chosen) > 1:
+            say(recipe.name)
+        measured += [(recipe, comparison) for comparison in measure(options, recipe, runtime, data, say)]
+    show(console, measured)
+    content = {"schema": SCHEMA, "options": asdict(options), "dataset": data.name, "machine": described}
+    commands.write_json(options.json, content | {"comparisons": [figures(*item) for item in measured]})
     return 0
 
 
-def describe_machine(runtime: "Runtime") -> dict[str, Any]:
-    import torch
-
-    from mnist_accel.runtime import usable_cores
-
-    return {
-        "cpu": cpu_name(),
-        "cores": usable_cores(),
-        "torch": torch.__version__,
-        "threads": runtime.threads,
-        "device": runtime.device_name,
-    }
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
+def choose_recipes(typed: str) -> list[Recipe]:
+    known = recipes.names()
+    return [recipes.load(name) for name in (known if typed == ALL else [cli.choose_recipe({"recipe": typed}, known)])]
 
 
 def measure(
     options: BenchOptions, recipe: Recipe, runtime: "Runtime", data: "Dataset", say: Callable[[str], None]
 ) -> list["Comparison"]:
-    from benchmarks import compare
+    from benchmarks import compare, fresh
 
     common: dict[str, Any] = {"pairs": options.pairs, "say": say}
     if options.subject == "loader":
         return compare.loader(recipe, runtime, data, images=options.images, **common)
     if options.subject == "epoch":
-        return compare.epoch(recipe, runtime, data, steps=options.steps, workers=options.workers, **common)
-    return compare.engine(recipe, runtime, data, steps=options.steps, **common)
+        return [compare.epoch(recipe, runtime, data, steps=options.steps, workers=options.workers, **common)]
+    if options.subject == "engine":
+        return [compare.engine(recipe, runtime, data, steps=options.steps, **common)]
+    # By its name, so that no child tries a download again that has failed.
+    words = [f"dataset={data.name}", f"device={runtime.device.type}", f"threads={runtime.threads}"]
+    if options.data_dir:
+        words.append(f"data_dir={options.data_dir}")
+    if options.subject == "start":
+        return [fresh.start(recipe, runtime, words=words, **common)]
+    return [fresh.precision(recipe, runtime, data, words=words, steps=options.steps, **common)]
 
 
-def show(console: Any, comparisons: list["Comparison"]) -> None:
-    table = report.simple_table("", "", "median", "min – max", "", "target", "")
-    for comparison in comparisons:
-        label = comparison.label
+def figures(recipe: Recipe, comparison: "Comparison") -> dict[str, Any]:
+    ratios = [asdict(ratio) | {"median": ratio.median, "met": ratio.met} for ratio in comparison.ratios]
+    named = {"recipe": recipe.name, "batch_size": recipe.batch_size}
+    return named | asdict(comparison) | {"ratios": ratios}
+
+
+def show(console: Any, measured: list[tuple[Recipe, "Comparison"]]) -> None:
+    quality = next((comparison.quality_of for _, comparison in measured if comparison.qualities), "")
+    table = report.simple_table("", "", "median", "min – max", "", quality, "target", "")
+    several = len({recipe.name for recipe, _ in measured}) > 1
+    for recipe, comparison in measured:
+        label = f"{recipe.name}, {comparison.label}" if several else comparison.label
         for name, values in comparison.sides.items():
-            table.add_row(label, name, *middle_and_range(values), comparison.unit, "", "")
+            qualities = comparison.qualities.get(name)
+            reached = f"{median(qualities):.4g}" if qualities else ""
+            table.add_row(label, name, *middle_and_range(values), comparison.unit, reached, "", "")
             label = ""
-        middle, spread = middle_and_range(comparison.ratios)
-        met = is_met(comparison)
-        aim = "" if met is None else f"{'≤' if comparison.at_most else '≥'} {comparison.target:g}"
-        table.add_row("", comparison.ratio_of, middle, spread, "", aim, report.VERDICTS[met])
+        for ratio in comparison.ratios:
+            aim = "" if ratio.target is None else f"{'≤' if ratio.at_most else '≥'} {ratio.target:g}"
+            table.add_row("", ratio.of, *middle_and_range(ratio.values), "", "", aim, report.VERDICTS[ratio.met])
     console.print()
     report.show_table(console, table)
 
@@ -134,10 +139,3 @@ def middle_and_range(values: list[float]) -> tuple[str, str]:
 
 def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
-
-
-def is_met(comparison: "Comparison") -> bool | None:
-    if comparison.target is None:
-        return None
-    ratio = median(comparison.ratios)
-    return ratio <= comparison.target if comparison.at_most else ratio >= comparison.target

@@ -1,0 +1,109 @@
+"""What gradient all-reduce costs a training step, measured in real ranks.
+
+    python benchmarks/all_reduce.py PAIRS STEPS recipe=NAME processes=N key=value…     (keys of launch.py)
+
+The same steps in turn, once as ``launch.py`` trains and once with DDP keeping its gradients to itself, as in its
+``no_sync()``; what the first takes longer is the all-reduce that backward could not hide. The ranks still tell each
+other the loss of every step, so that waiting for a slower rank is in both and no part of the difference. Rank 0 prints
+one JSON line: the share of the step, pair by pair. Noise can make a small share negative; it is left as it is.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+import recipes
+from benchmarks.sides import our_epoch
+from mnist_accel import cli, run
+from mnist_accel.data.dataset import Dataset, load_dataset
+from mnist_accel.engine import StepInfo, synchronised_clock
+from mnist_accel.outcome import Watcher
+from mnist_accel.recipe import Recipe
+from mnist_accel.runtime import Runtime, has_to_spawn, leave, spawn, start_runtime
+
+WARM_UP_STEPS = 10  # DDP arranges its buckets after the first
+MOST_IMAGES = 200_000  # each rank holds them all
+
+
+def main() -> int:
+    pairs, steps, *words = sys.argv[1:]
+    request = cli.parse(words, recipes.names(), recipes.load)
+    recipe, options = request.recipe, request.options
+    assert recipe is not None
+    if has_to_spawn(options.processes):
+        return spawn(options.processes or 1, __file__, sys.argv[1:])
+    runtime = start_runtime(options.precision, options.device, options.threads, options.timeout)
+    warm_up, steps_in_all = affordable(int(steps), recipe.batch_size)
+    data = repeated(load_dataset(options.dataset, options.data_dir), recipe, steps_in_all)
+    shares = []
+    for _ in range(int(pairs)):
+        with_it = seconds_a_step(recipe, runtime, data, warm_up)
+        with gradients_left_alone():
+            without = seconds_a_step(recipe, runtime, data, warm_up)
+        shares.append((with_it - without) / with_it)
+    if runtime.rank == 0:
+        print(json.dumps({"world_size": runtime.world_size, "shares": shares}), flush=True)
+    leave()
+    return 0
+
+
+def affordable(steps: int, batch_size: int) -> tuple[int, int]:
+    """How many steps of warm-up, and how many with them: fewer than asked for where the batches are huge."""
+    if (WARM_UP_STEPS + steps) * batch_size <= MOST_IMAGES:
+        return WARM_UP_STEPS, WARM_UP_STEPS + steps
+    steps_in_all = max(3, MOST_IMAGES // batch_size)
+    return min(WARM_UP_STEPS, steps_in_all // 3), steps_in_all
+
+
+def repeated(data: Dataset, recipe: Recipe, steps: int) -> Dataset:
+    """Images for exactly ``steps`` steps, from the beginning again where they run out; few to score."""
+    chosen = torch.arange(steps * recipe.batch_size) % len(data.train_labels)
+    return replace(
+        data,
+        train_images=data.train_images[chosen],
+        train_labels=data.train_labels[chosen],
+        test_images=data.test_images[:500],
+        test_labels=data.test_labels[:500],
+    )
+
+
+def seconds_a_step(recipe: Recipe, runtime: Runtime, data: Dataset, warm_up: int) -> float:
+    """Of those after the first ``warm_up``."""
+    clocks: dict[int, float] = {}
+
+    def on_step(info: StepInfo) -> None:
+        if info.step in (warm_up, info.steps_per_epoch):
+            clocks[info.step] = synchronised_clock(runtime.device)
+
+    our_epoch(recipe, runtime, data, Watcher(on_step=on_step))
+    first, last = clocks
+    return (clocks[last] - clocks[first]) / (last - first)
+
+
+@contextmanager
+def gradients_left_alone() -> Iterator[None]:
+    """Inside, the networks that are made ready for training do what DDP does under ``no_sync()``."""
+    original = run.prepare
+
+    def prepare(runtime: Runtime, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
+        prepared, prepared_optimizer = original(runtime, model, optimizer)
+        assert isinstance(prepared, DistributedDataParallel), "there is nothing to switch off"
+        prepared.require_backward_grad_sync = False
+        return prepared, prepared_optimizer
+
+    run.prepare = prepare
+    try:
+        yield
+    finally:
+        run.prepare = original
+
+
+if __name__ == "__main__":
+    cli.exit_with_one_line(main)

@@ -1,0 +1,76 @@
+"""Python in processes of its own: what must start afresh to be measured, or has several ranks."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from mnist_accel.errors import TrainingFailed, UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+SECONDS_TO_STOP = 60  # a launcher gives its ranks 30
+
+
+def run_python(what: str, *words: str) -> str:
+    """What ``python words…`` prints. ``what`` names it where it fails, in one line of the child's own if it has one.
+
+    However this ends, the child has ended.
+    """
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    with exit_on_sigterm():
+        child = subprocess.Popen(
+            [sys.executable, *words],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
+        try:
+            printed, complaints = child.communicate()
+        except BaseException:
+            stop(child)
+            raise
+    if child.returncode:
+        raise failure(what, child.returncode, complaints.splitlines())
+    return printed
+
+
+@contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """A killed benchmark must not leave its child computing on."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def stop(child: "subprocess.Popen[str]") -> None:
+    """SIGTERM, not SIGKILL: a launcher passes it on to its ranks."""
+    child.terminate()
+    try:
+        child.communicate(timeout=SECONDS_TO_STOP)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        child.kill()
+        child.communicate()
+
+
+def failure(what: str, code: int, complaints: Sequence[str]) -> BaseException:
+    if code == 128 + signal.SIGINT:  # Ctrl-C reached the child first
+        return KeyboardInterrupt()
+    said = next((line for line in complaints if line.startswith("error: ")), "").removeprefix("error: ")
+    if code == 2 and said:
+        return UserError(said)
+    last = said or (complaints[-1] if complaints else "it said nothing")
+    return TrainingFailed(f"{what}: ended with code {code} ({last})")

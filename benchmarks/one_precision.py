@@ -1,0 +1,39 @@
+"""One precision's part of an epoch, in a process of its own: Accelerate's precision is fixed once for a process.
+
+python benchmarks/one_precision.py STEPS recipe=NAME precision=bf16 key=value…     (keys of launch.py; 0 steps: all)
+"""
+
+import json
+import sys
+from statistics import mean
+
+import recipes
+from benchmarks.sides import beginning, our_epoch, our_seconds
+from mnist_accel import cli
+from mnist_accel.data.dataset import load_dataset
+from mnist_accel.outcome import Watcher
+from mnist_accel.runtime import start_runtime
+
+WARM_UP_STEPS = 10
+LAST_STEPS = 20  # one batch's loss would be noise
+
+
+def main() -> int:
+    steps, *words = sys.argv[1:]
+    request = cli.parse(words, recipes.names(), recipes.load)
+    recipe, options = request.recipe, request.options
+    assert recipe is not None
+    runtime = start_runtime(options.precision, options.device, options.threads)
+    data = load_dataset(options.dataset, options.data_dir)
+    our_seconds(recipe, runtime, beginning(recipe, data, WARM_UP_STEPS))
+    losses: list[float] = []
+    watcher = Watcher(on_step=lambda info: losses.append(info.loss))
+    stats = our_epoch(recipe, runtime, beginning(recipe, data, int(steps)), watcher)
+    speed = stats.images / stats.train_seconds
+    said = {"precision": runtime.precision, "images_per_second": speed, "loss": mean(losses[-LAST_STEPS:])}
+    print(json.dumps(said))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.exit_with_one_line(main)

@@ -1,0 +1,254 @@
+"""Measures a recipe over several numbers of processes, each a real job: speed-up, all-reduce, accuracy."""
+
+import importlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic.dataclasses import dataclass
+
+import recipes
+from mnist_accel import cli, commands, report
+from mnist_accel.errors import UserError
+from mnist_accel.recipe import CONFIG, Recipe, keys_of, option
+
+if TYPE_CHECKING:  # a typing mistake must not wait for torch
+    from benchmarks.scaling import Point
+
+SCHEMA = 1
+FIGURES, PICTURE = "scaling.json", "scaling.png"
+MOST_PROCESSES = 1024
+EXAMPLE = "For example processes=1,2,4"
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class ScalingOptions:
+    processes: Annotated[str, option("the numbers to compare, rising, from 1 on", min_length=1)] = "1,2,4"
+    mode: Annotated[
+        Literal["both", "strong", "weak"],
+        option("strong keeps the batch of all processes together, weak that of each"),
+    ] = "both"
+    repeats: Annotated[int, option("how often each number is measured, in turn", ge=1, le=100)] = 3
+    threads: Annotated[
+        int,
+        option(
+            "CPU threads a process; 1, so that N processes are compared with one on N cores; 0 shares the cores out, "
+            "which compares them with one process on all cores",
+            ge=0,
+            le=1024,
+        ),
+    ] = 1
+    steps: Annotated[int, option("steps on which the share of all-reduce is measured", ge=1, le=10_000)] = 50
+    plot: Annotated[bool, option(f"draw {PICTURE} (needs matplotlib)")] = True
+    out: Annotated[
+        str | None, option("folder for the figures (default: profiles/scaling-RECIPE-TIME)", min_length=1)
+    ] = None
+
+
+REFUSED = {
+    "resume": "every point is a job from its beginning",
+    "dry_run": "one step says nothing about speed",
+    "profile": "profiling costs time, which would be measured with it",
+}
+
+
+def main(argv: list[str]) -> int:
+    console = report.make_console()
+    if not argv or any(word in cli.HELP_WORDS for word in argv):
+        console.print("python -m mnist_accel scaling processes=1,2,4 recipe=NAME key=value…")
+        console.print("With the keys of launch.py (epochs is 1 where none are given, recipe is onepoch), and")
+        report.show_keys(console, "Keys", keys_of(ScalingOptions).values(), None)
+        return 0
+    words = cli.split_words(argv)
+    mine = [f"{key}={value}" for key, value in words.items() if key in keys_of(ScalingOptions)]
+    own: ScalingOptions = commands.read_options(mine, ScalingOptions)
+    counts = read_counts(own.processes)
+    for key, why in REFUSED.items():
+        if key in words:
+            raise UserError(f"{key}={words[key]}: not here; {why}. Leave {key} out")
+    handed_on = [word for word in argv if word not in mine]
+    if "recipe" not in words:
+        handed_on.insert(0, "recipe=onepoch")
+    if "epochs" not in words:
+        handed_on.append("epochs=1")
+    request = cli.parse(handed_on, recipes.names(), recipes.load)
+    recipe = request.recipe
+    assert recipe is not None
+    modes = ("strong", "weak") if own.mode == "both" else (own.mode,)
+    check_batches(recipe, modes, counts[-1])
+    folder = check_folder(own.out, recipe.name)
+    if own.plot:
+        try:
+            importlib.import_module("matplotlib.figure")
+        except ImportError as error:
+            raise UserError(
+                f"plot=true: matplotlib cannot be imported ({error}). Type pip install matplotlib, or plot=false"
+            ) from None
+
+    import torch
+
+    from benchmarks import machine, scaling
+    from mnist_accel.data.dataset import load_dataset
+    from mnist_accel.run import check
+    from mnist_accel.runtime import choose_device, is_launched, usable_cores
+
+    if is_launched():
+        raise UserError("scaling: starts its own processes. Type python -m mnist_accel scaling without a launcher")
+    check(replace(request, options=replace(request.options, processes=counts[-1])))
+    data = load_dataset(request.options.dataset, request.options.data_dir)
+
+    device, cores = choose_device(request.options.device), usable_cores()
+    device_name = f"{torch.cuda.get_device_name()} × {torch.cuda.device_count()}" if device == "cuda" else "cpu"
+    described = machine.describe_machine(device_name, own.threads)
+    each = f"{own.threads} a process" if own.threads else "shared out"
+    machine_line = machine.LINE.format(**described | {"threads": each})
+    crowded = [n for n in counts if device == "cpu" and n * max(1, own.threads) > cores]
+    points = scaling.plan(modes, counts, recipe.batch_size, crowded)
+    repeats = "once each" if own.repeats == 1 else f"{own.repeats} times each, in turn"
+    rows = [
+        ("scaling", f"{' and '.join(modes)}, {', '.join(map(str, counts))} processes, {repeats}"),
+        ("recipe", f"{recipe.name}, batch {recipe.batch_size}, {epochs_of(recipe)}"),
+        ("machine", machine_line),
+        ("data", f"{data.name}: {data.reason}"),
+        ("figures", str(folder)),
+    ]
+    if crowded:
+        rows.append(("crowded", too_many(crowded, own.threads, cores)))
+    report.facts(console, rows)
+    # By its name, so that no job tries a download again that has failed.
+    given = [word for word in handed_on if not word.startswith(("dataset=", "batch_size="))]
+    job = [*given, f"dataset={data.name}", f"threads={own.threads}"]
+    scaling.measure(points, job, repeats=own.repeats, steps=own.steps, say=partial(console.print, style="dim"))
+
+    show(console, points)
+    for note in notes(recipe, modes, data.name, own.steps):
+        console.print(note, style="dim")
+    content = {"schema": SCHEMA, "recipe": recipe.name, "options": asdict(own), "command": job, "dataset": data.name}
+    content |= {"epochs": recipe.epochs, "machine": described}
+    content |= {"points": [scaling.figures(point, points) for point in points]}
+    title = f"{recipe.name}, {epochs_of(recipe)} on {data.name}"
+    write(folder, content, partial(draw, points, title, machine_line) if own.plot else None)
+    return 0
+
+
+def read_counts(typed: str) -> list[int]:
+    asked = f"processes={typed}"
+    parts = typed.split(",")
+    for part in parts:
+        if not (part.isascii() and part.isdecimal()):
+            raise UserError(f"{asked}: must be whole numbers with commas between them. {EXAMPLE}")
+    counts = [int(part) for part in parts]
+    for count in counts:
+        if not 1 <= count <= MOST_PROCESSES:
+            raise UserError(f"{asked}: {count} is not between 1 and {MOST_PROCESSES}. {EXAMPLE}")
+        if counts.count(count) > 1:
+            raise UserError(f"{asked}: {count} stands there twice. {EXAMPLE}")
+    rising = sorted({1, *counts})
+    if counts != sorted(counts) or counts[0] != 1:
+        better = ",".join(map(str, rising))
+        raise UserError(f"{asked}: must rise from 1, which the others are compared with. Type processes={better}")
+    if len(counts) == 1:
+        raise UserError(f"{asked}: leaves nothing to compare. {EXAMPLE}")
+    return counts
+
+
+def check_batches(recipe: Recipe, modes: Sequence[str], most: int) -> None:
+    if "strong" in modes and recipe.batch_size < most:
+        raise UserError(cli.too_small_batch(recipe.batch_size, most))
+    images = cli.TRAINING_IMAGES - recipe.validation
+    if "weak" in modes and recipe.batch_size * most > images:
+        raise UserError(
+            f"batch_size={recipe.batch_size}: weak scaling makes it {most} times as large, more than the {images:,} "
+            f"training images. Type at most batch_size={max(1, images // most)}, or mode=strong"
+        )
+
+
+def check_folder(typed: str | None, recipe_name: str) -> Path:
+    """Before minutes of measuring, not after them."""
+    from mnist_accel.results import refuse_unwritable
+
+    named = typed or str(Path("profiles") / f"scaling-{recipe_name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    try:
+        folder = Path(named).expanduser()
+        refuse_unwritable(folder)
+        if (folder / FIGURES).exists() or (folder / PICTURE).exists():
+            raise UserError(f"out={named}: already holds a measurement. Name another folder, or move that one away")
+    except (OSError, RuntimeError) as error:  # RuntimeError: no such home folder
+        raise unwritable(f"out={named}", error) from None
+    return folder
+
+
+def unwritable(asked: str, error: Exception) -> UserError:
+    reason = getattr(error, "strerror", None) or error
+    return UserError(f"{asked}: cannot be written ({reason}). Name another folder with out=DIR")
+
+
+def epochs_of(recipe: Recipe) -> str:
+    return f"{recipe.epochs} epoch{'s'[: recipe.epochs > 1]}"
+
+
+def too_many(crowded: Sequence[int], threads: int, cores: int) -> str:
+    each = "1 thread" if threads <= 1 else f"{threads} threads"
+    have = "1 core" if cores == 1 else f"{cores} cores"
+    numbers = ", ".join(map(str, crowded))
+    return f"{numbers} processes of {each} each outnumber the {have} here: they take turns, which is no scaling"
+
+
+def show(console: Any, points: Sequence["Point"]) -> None:
+    from benchmarks.scaling import ideal
+
+    headers = ("processes", "threads each", "batch", "images/s", "min – max", "ideal", "speed-up", "efficiency")
+    table = report.simple_table("scaling", *headers, "all-reduce", "accuracy %", "")
+    mode = ""
+    for point in points:
+        speeds = point.images_per_second
+        table.add_row(
+            "" if point.mode == mode else point.mode,
+            str(point.processes),
+            str(point.threads),
+            f"{point.batch_size:,}",
+            f"{point.speed:,.0f}",
+            f"{min(speeds):,.0f} – {max(speeds):,.0f}",
+            f"{ideal(point, points):,.0f}",
+            f"{point.speedup:.2f}",
+            f"{100 * point.efficiency:.0f} %",
+            f"{100 * point.all_reduce_share:.0f} %",
+            f"{point.accuracy:.2f}",
+            "crowded" if point.crowded else "",
+        )
+        mode = point.mode
+    console.print()
+    report.show_table(console, table)
+
+
+def notes(recipe: Recipe, modes: Sequence[str], dataset: str, steps: int) -> list[str]:
+    """What has to be known to read the table rightly."""
+    learned = f"accuracy: after {epochs_of(recipe)} on {dataset}"
+    if "weak" in modes:
+        learned += "; weak scaling takes fewer and larger steps at the same learning rate, and so learns less"
+    return [
+        "",
+        "ideal: N processes N times as fast as one, each with cores or a GPU of its own and nothing to tell the others",
+        f"all-reduce: share of a step that waits for gradients, measured on {steps} steps; negative is noise",
+        learned,
+    ]
+
+
+def draw(points: Sequence["Point"], title: str, machine_line: str, path: Path) -> None:
+    from benchmarks import scaling_plot
+
+    scaling_plot.draw(path, points, title=title, machine=machine_line)
+
+
+def write(folder: Path, content: dict[str, Any], draw: Callable[[Path], None] | None) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / FIGURES).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        if draw is not None:
+            draw(folder / PICTURE)
+    except OSError as error:
+        raise unwritable(str(folder), error) from None
