@@ -16,6 +16,7 @@ from mnist_accel.data.batches import Batch, TestBatches, TrainBatches
 from mnist_accel.errors import Interrupted, TrainingFailed
 from mnist_accel.objective import Objective
 from mnist_accel.optim import WeightAverage
+from mnist_accel.phase import Phase, unmarked
 from mnist_accel.results import EpochStats, Positive
 from mnist_accel.seeding import derive_seed, seed_device
 from mnist_accel.syncbn import count_images
@@ -79,6 +80,7 @@ def train(
     on_step: Callable[[StepInfo], None] = lambda info: None,
     on_epoch: Callable[[EpochStats], None] = lambda stats: None,
     profiler: AbstractContextManager[object] | None = None,
+    phase: Phase = unmarked,
 ) -> list[EpochStats]:
     """Trains ``model`` (as Accelerate prepared it) from ``position`` on, and scores it after every epoch.
 
@@ -103,7 +105,7 @@ def train(
             epoch = position.epoch
             model.train()
             started = synchronised_clock(device)
-            batches = train_batches.epoch(epoch, position.step)
+            batches = train_batches.epoch(epoch, position.step, phase)
             for step, batch in zip(range(position.step, steps_per_epoch), batches, strict=False):
                 global_step = epoch * train_batches.steps_per_epoch + step
                 for group in optimizer.param_groups:
@@ -111,10 +113,11 @@ def train(
                 # From (seed, step, rank), so that no random state needs saving.
                 seed_device(device, derive_seed(seed, "dropout", global_step, accelerator.process_index))
                 loss, signal_number = train_step(
-                    model, optimizer, batch, objective, accelerator, clip_norm, (epoch, step), stop_signal()
+                    model, optimizer, batch, objective, accelerator, clip_norm, (epoch, step), stop_signal(), phase
                 )
                 if average:
-                    average.update()
+                    with phase("optimizer"):
+                        average.update()
                 position.step = step + 1
                 position.loss_sum += loss * batch.global_count
                 position.images += batch.global_count
@@ -165,6 +168,7 @@ def train_step(
     clip_norm: float,
     place: tuple[int, int],
     stop_signal: int,
+    phase: Phase = unmarked,
 ) -> tuple[float, int]:
     """One optimizer step: the mean loss over the global batch, and the signal that any rank was asked to stop by.
 
@@ -172,15 +176,22 @@ def train_step(
     """
     if batch.global_count < accelerator.num_processes:  # some ranks have no share
         count_images(model, batch.counted)
-    local_sum = objective.loss_sum(model(batch.images), batch.labels)
-    if batch.counted == 0:
-        local_sum = local_sum * 0
-        count_images(model, 1)
-    # DDP averages gradients over ranks; with unequal shares this factor makes that average the exact gradient.
-    loss = local_sum * (accelerator.num_processes / batch.global_count)
-    shared = sum_over_ranks(local_sum.detach(), stop_signal, accelerator)
-    accelerator.backward(loss)
-    loss_sum, stop_signal = shared()
+    with phase("forward"):
+        logits = model(batch.images)
+    with phase("loss"):
+        local_sum = objective.loss_sum(logits, batch.labels)
+        if batch.counted == 0:
+            local_sum = local_sum * 0
+            count_images(model, 1)
+        # DDP averages gradients over ranks; with unequal shares this factor makes that average the exact gradient.
+        loss = local_sum * (accelerator.num_processes / batch.global_count)
+    telling = "all-reduce" if accelerator.num_processes > 1 else "loss"
+    with phase(telling):
+        shared = sum_over_ranks(local_sum.detach(), stop_signal, accelerator)
+    with phase("backward"):
+        accelerator.backward(loss)
+    with phase(telling):
+        loss_sum, stop_signal = shared()
     mean_loss = loss_sum / batch.global_count
     if not math.isfinite(mean_loss):
         epoch, step = place
@@ -188,10 +199,11 @@ def train_step(
             f"loss is {mean_loss} at epoch {epoch + 1}, step {step + 1}; the weights were left as they were before it. "
             f"Try a smaller lr than {optimizer.param_groups[0]['lr']:g}, or clip_norm=1"
         )
-    if clip_norm:
-        accelerator.clip_grad_norm_(model.parameters(), clip_norm)
-    optimizer.step()
-    optimizer.zero_grad()
+    with phase("optimizer"):
+        if clip_norm:
+            accelerator.clip_grad_norm_(model.parameters(), clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
     return mean_loss, stop_signal
 
 

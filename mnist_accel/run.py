@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,10 +14,12 @@ from mnist_accel.data.dataset import Dataset, hold_out, load_dataset
 from mnist_accel.engine import Position, train
 from mnist_accel.errors import Interrupted, TrainingFailed, UserError
 from mnist_accel.interrupt import watch_for_signals
+from mnist_accel.machine import describe_machine
 from mnist_accel.models import build_model, count_parameters
 from mnist_accel.objective import build_objective
 from mnist_accel.optim import WeightAverage, build_optimizer, lr_factor
 from mnist_accel.outcome import Progress, Start, Watcher, describe
+from mnist_accel.profiling.collect import Profile
 from mnist_accel.recipe import Recipe, RunOptions
 from mnist_accel.results import EpochStats, RunFolder, RunResult, default_folder
 from mnist_accel.resume import Resumption, find_resumption, history_of, learning, position_of
@@ -233,6 +236,17 @@ def fit(
             average.steps = resumed.checkpoint.facts.average_steps
         if runtime.accelerator.scaler and resumed.checkpoint.facts.scaler:
             runtime.accelerator.scaler.load_state_dict(resumed.checkpoint.facts.scaler)
+    hooks: dict[str, Any] = {"on_step": watcher.on_step}
+    if options.profile:
+        profile = Profile(
+            runtime,
+            model,
+            recipe=recipe.name,
+            facts={"batch_size": recipe.batch_size, "machine": describe_machine(runtime)},
+            on_problem=folder.note,
+            on_summary=watcher.on_profile,
+        )
+        hooks = profile.hooks(watcher.on_step)
     start = Start(
         recipe=recipe,
         params=count_parameters(model),
@@ -267,8 +281,8 @@ def fit(
             save_every=options.checkpoint_every,
             stop_signal=lambda: stop.signal_number,
             on_save=on_save,
-            on_step=watcher.on_step,
             on_epoch=on_epoch,
+            **hooks,
         )
     if runtime.accelerator.is_main_process:
         folder.write_weights(model.state_dict())

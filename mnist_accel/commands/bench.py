@@ -1,10 +1,8 @@
 """Measures ours against the stock script, its DataLoader or a bare loop, in turn, on this machine."""
 
-import platform
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -56,6 +54,7 @@ def main(argv: list[str]) -> int:
     commands.refuse_unwritable(options.json)
 
     from mnist_accel.data.dataset import load_dataset
+    from mnist_accel.machine import describe_machine
     from mnist_accel.runtime import start_runtime
 
     runtime = start_runtime("fp32", options.device, options.threads)
@@ -75,29 +74,6 @@ def main(argv: list[str]) -> int:
     content |= {"dataset": data.name, "machine": machine, "comparisons": figures}
     commands.write_json(options.json, content)
     return 0
-
-
-def describe_machine(runtime: "Runtime") -> dict[str, Any]:
-    import torch
-
-    from mnist_accel.runtime import usable_cores
-
-    return {
-        "cpu": cpu_name(),
-        "cores": usable_cores(),
-        "torch": torch.__version__,
-        "threads": runtime.threads,
-        "device": runtime.device_name,
-    }
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
 
 
 def measure(

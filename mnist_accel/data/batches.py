@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mnist_accel.data.augment import draw_warps, warp
+from mnist_accel.phase import Phase, unmarked
 from mnist_accel.seeding import derive_seed
 
 
@@ -101,7 +102,7 @@ class TrainBatches:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
         return torch.randperm(len(self.store), generator=generator)
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, first_step: int = 0, phase: Phase = unmarked) -> Iterator[Batch]:
         """The steps of one epoch from ``first_step`` on, which makes resuming in its middle exact."""
         order = self.order(epoch).to(self.store.images.device)
         warps = draw_warps(len(order), derive_seed(self.seed, "warp", epoch), **vars(self.augmentation))
@@ -114,8 +115,9 @@ class TrainBatches:
             if counted == 0:
                 # Every rank has to run forward and backward; this one does with an image that counts for nothing.
                 mine = slice(start, start + 1)
-            raw, labels = self.store.take(order[mine])
-            images = prepare(raw, self.mean, self.std, None if warps is None else warps[mine])
+            with phase("data"):
+                raw, labels = self.store.take(order[mine])
+                images = prepare(raw, self.mean, self.std, None if warps is None else warps[mine], phase)
             yield Batch(images, labels, counted, global_count=stop - start)
 
 
@@ -147,8 +149,12 @@ class TestBatches:
             yield Batch(prepare(raw, self.mean, self.std), labels, stop - start, global_count=stop - start)
 
 
-def prepare(raw: Tensor, mean: float, std: float, warps: Tensor | None = None) -> Tensor:
+def prepare(raw: Tensor, mean: float, std: float, warps: Tensor | None = None, phase: Phase = unmarked) -> Tensor:
     """uint8 [n, 28, 28] → normalised float [n, 1, 28, 28], in place."""
     images = raw.float()
-    images = images.unsqueeze(1) if warps is None else warp(images, warps)
+    if warps is None:
+        images = images.unsqueeze(1)
+    else:
+        with phase("augmentation"):
+            images = warp(images, warps)
     return images.mul_(1 / (255 * std)).sub_(mean / std)
