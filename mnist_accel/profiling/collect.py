@@ -25,7 +25,7 @@ from mnist_accel.errors import UserError
 from mnist_accel.phase import NOTHING
 from mnist_accel.profiling.folder import make_folder, trace_name, write_summary
 from mnist_accel.profiling.layers import analyse
-from mnist_accel.profiling.roofline import measure_roofline
+from mnist_accel.profiling.roofline import Roofline, measure_roofline
 from mnist_accel.profiling.summary import Cost, RankTimes, Summary, summarise
 from mnist_accel.profiling.trace_file import LAYER, PHASE, trace_in
 from mnist_accel.results import write_whole
@@ -68,6 +68,7 @@ class Profile:
         self.content = b""
         self.folder: Path | None = None
         self.ranks: list[RankTimes] = []
+        self.roofline: Roofline | None = None
         self.started = 0.0
 
     def hooks(self, on_step: Callable[[StepInfo], None]) -> dict[str, Any]:
@@ -152,6 +153,8 @@ class Profile:
     def share(self) -> None:
         """Every rank writes its trace into the folder that rank 0 has made; rank 0 learns of all times."""
         accelerator = self.runtime.accelerator
+        # Now, and on all ranks: under the conditions that the traced steps had.
+        self.roofline = measure_roofline(self.runtime.device, self.runtime.precision)
         said: list[Any] = [None, None, ""]
         if accelerator.is_main_process:
             said = make_folder(self.recipe)
@@ -198,7 +201,7 @@ class Profile:
         )
         summary = summarise(
             analysis,
-            measure_roofline(self.runtime.device, self.runtime.precision),
+            self.roofline,
             recipe=self.recipe,
             world_size=self.runtime.world_size,
             precision=self.runtime.precision,

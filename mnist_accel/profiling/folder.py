@@ -1,4 +1,4 @@
-"""``profiles/<recipe>-<time>/``: the summary, and a trace a rank under the names that TensorBoard's plugin looks for."""
+"""``profiles/<recipe>-<time>/``: the summary, and a trace a rank under the name that TensorBoard's plugin looks for."""
 
 import time
 from itertools import count

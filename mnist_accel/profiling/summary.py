@@ -6,10 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from mnist_accel.profiling.layers import Analysis, ConvolutionTimes
 from mnist_accel.profiling.roofline import Roofline
 from mnist_accel.profiling.trace_file import SUMMARY
-from mnist_accel.profiling.verdict import Verdict, verdict
+from mnist_accel.profiling.verdict import Verdict, judge
 
 SCHEMA = 1
 LARGEST_SUMMARY = 2**22  # bytes
@@ -104,7 +106,7 @@ def summarise(analysis: Analysis, roofline: Roofline | None, **facts: Any) -> Su
         eager=analysis.eager,
         steps=analysis.steps,
         step_ms=step_us / 1000,
-        verdict=verdict(analysis, names),
+        verdict=judge(analysis, names),
         phases=[
             PhaseTime(name, us / analysis.steps / 1000, 100 * us / analysis.total_us)
             for name, us in analysis.phases.items()
@@ -153,19 +155,20 @@ def as_json(summary: Summary) -> str:
     return json.dumps(asdict(summary), indent=2, allow_nan=False) + "\n"
 
 
-def roofline_beside(trace: Path) -> tuple[Roofline | None, str]:
-    """What ``summary.json`` in the trace's folder says the machine gives; else None and why not."""
+def summary_beside(trace: Path) -> tuple[Summary | None, str]:
+    """What ``profile=true`` left in the trace's folder; else None and why not. It is believed as little as a trace."""
     path = trace.parent / SUMMARY
     try:
         if path.stat().st_size > LARGEST_SUMMARY:
             raise ValueError
-        said = json.loads(path.read_text())
-        measured = said["roofline"]
-        matmul, copy = float(measured["matmul_gflops"]), float(measured["copy_gb_s"])
-        if not (0 < matmul < 1e12 and 0 < copy < 1e12):
+        said = TypeAdapter(Summary).validate_json(path.read_bytes())
+        roofline, cost = said.roofline, said.cost
+        measured = [roofline.matmul_gflops, roofline.copy_gb_s] if roofline else []
+        measured += [cost.plain_ms, cost.profiled_ms] if cost else []
+        if not all(0 < value < 1e15 for value in measured):
             raise ValueError
-        return Roofline(str(measured["precision"])[:20], matmul, copy), ""
+        return said, ""
     except FileNotFoundError:
         return None, f"there is no {SUMMARY} beside the trace that tells what its machine reaches"
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError):
         return None, f"{path} does not tell what its machine reaches"

@@ -7,7 +7,6 @@ from math import floor
 
 from mnist_accel.profiling.layers import Analysis
 
-FIXED = ("data", "augmentation", "other layers", "loss", "optimizer", "all-reduce", "overhead", "other")
 NAMES = {"all-reduce": "exposed all-reduce", "other": "operations outside of layers"}
 
 
@@ -25,7 +24,7 @@ class Verdict:
     other_layers: list[Part]  # what "other layers" consists of, in percent of the step
 
 
-def verdict(analysis: Analysis, names: Sequence[str]) -> Verdict:
+def judge(analysis: Analysis, names: Sequence[str]) -> Verdict:
     """``names`` are those of the convolutions."""
     spent: dict[str, float] = defaultdict(float)
     layers: dict[str, float] = defaultdict(float)
@@ -75,9 +74,9 @@ def sentence(parts: Sequence[Part], other_layers: Sequence[Part]) -> str:
     if not parts:
         return "Nothing ran."
     first, *rest = parts
-    text = f"{first.name[0].upper()}{first.name[1:]} bounds this run: {first.percent} % of the step"
+    text = f"{first.name[0].upper()}{first.name[1:]} bounds this run: {first.percent}% of the step"
     if first.name == "other layers" and other_layers:
-        largest = ", ".join(f"{part.name} {part.percent} %" for part in other_layers[:3])
-        text = f"Layers other than convolutions bound this run: {first.percent} % of the step ({largest})"
-    then = [f"{part.name} {part.percent} %" for part in rest[:3] if part.percent]
+        largest = ", ".join(f"{part.name} {part.percent}%" for part in other_layers[:3])
+        text = f"Layers other than convolutions bound this run: {first.percent}% of the step ({largest})"
+    then = [f"{part.name} {part.percent}%" for part in rest[:3] if part.percent]
     return text + (f", before {', '.join(then)}" if then else "") + "."
