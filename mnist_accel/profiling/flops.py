@@ -107,8 +107,7 @@ def shape_of(forward: Event | None, backward: Event | None) -> Shape | None:
             output = tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in grid)
     if output is None or groups < 1 or min((images, channels, channels_out, *inner, *output, *kernel)) < 1:
         return None
-    types = source.listed("Input type")
-    kind = types[1 if forward is None else 0] if types else ""
+    kind = [*source.listed("Input type"), "", ""][forward is None]
     return Shape(
         images,
         channels,
