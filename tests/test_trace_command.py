@@ -137,6 +137,7 @@ def test_a_missing_extra_is_a_line_that_says_how_to_install_it(
         (["{here}", "path={here}"], "path={here}: path is typed twice"),
         (["{here}", "agianst=x"], "agianst=x: no such key. Did you mean against=x?"),
         (["{here}", "--against=x"], "--against=x: keys have no dashes"),
+        (["x" * 5000], "x" * 5000 + ": cannot be read (File name too long)"),
         (["~no_such_user/x"], "~no_such_user/x: there is no such home folder"),
         (["{empty}"], "{empty}: holds no trace (*.pt.trace.json.gz). Name a folder that profile=true has made"),
     ],

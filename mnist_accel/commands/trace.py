@@ -1,5 +1,6 @@
 """Where a trace says the time went, what changed against another one, and how to open it."""
 
+import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,7 +64,7 @@ def with_path_named(argv: Sequence[str]) -> list[str]:
     words, bare = [], ""
     for word in argv:
         is_path = not word.startswith("-") and word.partition("=")[0] not in keys_of(TraceOptions)
-        if is_path and ("=" not in word or Path(word).exists()):
+        if is_path and ("=" not in word or os.path.exists(word)):
             if bare:
                 raise UserError(f"{word}: a second path beside {bare}. Type against={word} to compare the two")
             bare, word = word, f"path={word}"

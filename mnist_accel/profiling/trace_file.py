@@ -226,18 +226,17 @@ def after_comma(text: str, place: int, closing: str) -> int:
 
 def find_traces(path: Path) -> list[Path]:
     """The file itself, or the traces of the folder: rank 0's first."""
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise UserError(f"{path}: there is no such file or folder. Name a trace, or a folder of profiles/")
+    try:
+        if path.is_file():
+            return [path]
+        if not path.is_dir():
+            raise UserError(f"{path}: there is no such file or folder. Name a trace, or a folder of profiles/")
+        files = [file for file in path.iterdir() if file.name != SUMMARY and not file.name.startswith(".")]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     for suffix in SUFFIXES:
-        found = sorted(
-            (file for file in path.iterdir() if file.name.endswith(suffix) and not file.name.startswith(".")),
-            key=in_order_of_ranks,
-        )
-        found = [file for file in found if file.name != SUMMARY]
-        if found:
-            return found
+        if found := [file for file in files if file.name.endswith(suffix)]:
+            return sorted(found, key=in_order_of_ranks)
     raise UserError(f"{path}: holds no trace (*.pt.trace.json.gz). Name a folder that profile=true has made")
 
 
