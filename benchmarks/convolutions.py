@@ -1,4 +1,4 @@
-"""Each convolution timed alone beside what the profile's table says of it: ``python -m benchmarks.convolutions RECIPE``.
+"""Each convolution timed alone beside its row in the profile: ``python -m benchmarks.convolutions RECIPE``.
 
 Alone means its own forward and backward on tensors of the same sizes, strides and type, all layers in turn as in a
 step, so that none finds its data in the cache because nothing else ran. The traced steps come from the same process, in
@@ -25,7 +25,9 @@ from mnist_accel.engine import synchronised_clock
 from mnist_accel.errors import UserError
 from mnist_accel.outcome import Progress, Watcher
 from mnist_accel.profiling.collect import PLANNED
+from mnist_accel.profiling.layers import Analysis, analyse
 from mnist_accel.profiling.summary import Summary
+from mnist_accel.profiling.trace_file import STEP, read_trace
 from mnist_accel.recipe import Recipe, RunOptions
 from mnist_accel.results import RunFolder
 from mnist_accel.run import fit, new_model
@@ -33,13 +35,16 @@ from mnist_accel.runtime import Runtime, start_runtime
 
 ROUNDS = 5
 REPEATS = 20  # a round
+WARM_UP = 3
 COUNTS_FROM = 5.0  # percent of the step
 WITHIN = 1.25
+
+Samples = dict[str, list[float]]  # of each convolution, by its module's name
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Medians over the rounds, in ms of forward and backward together."""
+    """Medians over all rounds' steps, in ms of forward and backward together."""
 
     name: str
     share: float  # percent of the step
@@ -60,37 +65,48 @@ class Agreement:
 def measure(
     recipe: Recipe, runtime: Runtime, data: Dataset, rounds: int = ROUNDS, repeats: int = REPEATS
 ) -> list[Agreement]:
-    alone: dict[str, list[float]] = defaultdict(list)
-    in_step: dict[str, list[float]] = defaultdict(list)
-    shares: dict[str, list[float]] = defaultdict(list)
+    alone: Samples = defaultdict(list)
+    in_step: Samples = defaultdict(list)
+    steps: list[float] = []
     for _ in range(rounds):
-        for name, milliseconds in alone_ms(recipe, runtime, data, repeats).items():
-            alone[name].append(milliseconds)
-        for row in profiled(recipe, runtime, data).convolutions:
-            in_step[row.module].append(row.ms)
-            shares[row.module].append(row.forward_share + row.backward_share)
+        for name, times in alone_ms(recipe, runtime, data, repeats).items():
+            alone[name] += times
+        for analysis in analyses(profiled(recipe, runtime, data)):
+            steps.append(analysis.total_us / 1000)
+            for row in analysis.convolutions:
+                in_step[row.module].append((row.forward_us + row.backward_us) / 1000)
     return [
-        Agreement(name, median(shares[name]), median(in_step[name]), median(times)) for name, times in alone.items()
+        Agreement(name, 100 * median(in_step[name]) / median(steps), median(in_step[name]), median(times))
+        for name, times in alone.items()
     ]
 
 
-def alone_ms(recipe: Recipe, runtime: Runtime, data: Dataset, repeats: int) -> dict[str, float]:
-    actions = [
-        (name, action)
-        for name, call in calls_of(recipe, runtime, data).items()
-        for action in (call.forward, call.backward)
+def analyses(summary: Summary) -> list[Analysis]:
+    """Of each traced step by itself: a mean would hold those too in which another process had the core."""
+    trace = read_trace(Path(summary.folder, summary.trace))
+    steps = [event for event in trace.events if event.name.startswith(STEP)]
+    return [
+        analyse(replace(trace, events=[event for event in trace.events if step.start <= event.start < step.end]))
+        for step in steps
     ]
-    times: dict[Callable[[], object], list[float]] = defaultdict(list)
-    for repeat in range(repeats + 1):
-        for _, action in actions:
+
+
+def alone_ms(recipe: Recipe, runtime: Runtime, data: Dataset, repeats: int) -> Samples:
+    calls = calls_of(recipe, runtime, data)
+    forward = [(name, call.forward) for name, call in calls.items()]
+    backward = [(name, call.backward) for name, call in reversed(calls.items())]
+    samples: Samples = defaultdict(list)
+    for repeat in range(repeats + WARM_UP):
+        # Held until the end, as a step holds them: memory that is handed back at once costs no page faults.
+        held = []
+        times: dict[str, float] = defaultdict(float)
+        for name, action in forward + backward:
             started = synchronised_clock(runtime.device)
-            action()
-            if repeat:  # the first is for warming up
-                times[action].append(synchronised_clock(runtime.device) - started)
-    total: dict[str, float] = defaultdict(float)
-    for name, action in actions:
-        total[name] += 1000 * median(times[action])
-    return total
+            held.append(action())
+            times[name] += 1000 * (synchronised_clock(runtime.device) - started)
+        for name, milliseconds in times.items() if repeat >= WARM_UP else ():
+            samples[name].append(milliseconds)
+    return samples
 
 
 @dataclass(frozen=True)
