@@ -7,6 +7,7 @@ STARTED = time.perf_counter()  # total_seconds counts from the first line, impor
 import os
 import signal
 import sys
+from functools import partial
 
 PARENT = os.getppid()  # the launcher may be gone by the time torch is imported
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # a Ctrl-C amid the imports ends at once, without their traceback
@@ -19,14 +20,15 @@ def main() -> int:
     request = cli.parse(sys.argv[1:], recipes.names(), recipes.load)
     if request.help or request.recipe is None:
         return show(request)
-    from mnist_accel import outcome, run, runtime  # torch only where there is something to train
+    from mnist_accel import outcome, report_profile, run, runtime  # torch only where there is something to train
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if runtime.has_to_spawn(request.options.processes):
         run.check(request)
         return runtime.spawn(request.options.processes, __file__, sys.argv[1:])
     shown = report.RunReport(report.make_console())
-    watcher = outcome.Watcher(shown.on_start, shown.on_step, shown.on_epoch, shown.on_problem, shown.on_end)
+    told = (shown.on_start, shown.on_step, shown.on_epoch, shown.on_problem, shown.on_end)
+    watcher = outcome.Watcher(*told, partial(report_profile.show_profile, shown.console))
     try:
         _, folder = run.run(request, watcher, STARTED, PARENT)
     finally:

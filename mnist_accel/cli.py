@@ -18,6 +18,7 @@ from mnist_accel.recipe import Key, Recipe, RunOptions, keys_of
 
 HELP_WORDS = ("--help", "-h", "help")
 TRAINING_IMAGES = 60_000
+FEWEST_PROFILED = 7  # steps an epoch: settling, timing, tracing
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,14 @@ def check_together(recipe: Recipe, options: RunOptions) -> None:
         raise UserError(
             f"batch_size={recipe.batch_size}: larger than the {images:,} training images. "
             f"Type at most batch_size={images}"
+        )
+    steps = -(-images // recipe.batch_size)
+    if options.profile and options.dry_run:
+        raise UserError("profile=true: a dry run has one step, too few to profile. Leave dry_run out, or profile")
+    if options.profile and steps < FEWEST_PROFILED:
+        raise UserError(
+            f"profile=true: {steps} steps an epoch with batch_size={recipe.batch_size}, and {FEWEST_PROFILED} are "
+            f"needed. Type at most batch_size={(images - 1) // (FEWEST_PROFILED - 1)}"
         )
     if options.processes and recipe.batch_size < options.processes:
         raise UserError(too_small_batch(recipe.batch_size, options.processes))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mnist_accel.data.batches import ImageStore, Selection, TrainBatches
 from mnist_accel.objective import Objective
 from mnist_accel.optim import WeightAverage
+from mnist_accel.phase import Phase, unmarked
 from mnist_accel.seeding import seed_device
 from mnist_accel.stepping import Position, not_finite
 
@@ -56,10 +57,11 @@ class DeviceStep:
         *,
         tell: Callable[[str], None] = lambda problem: None,
         eager_now: Callable[[], bool] = lambda: False,
+        phase: Phase = unmarked,
     ):
         self.model, self.optimizer, self.batches, self.objective = model, optimizer, batches, objective
         self.accelerator, self.clip_norm, self.average = accelerator, clip_norm, average
-        self.tell, self.eager_now = tell, eager_now
+        self.tell, self.eager_now, self.phase = tell, eager_now, phase
         self.device = accelerator.device
         self.captures = self.device.type == "cuda"
         self.replay: Callable[[], None] | None = None
@@ -130,17 +132,23 @@ class DeviceStep:
     def body(self, chosen: Selection) -> None:
         """All that one step does, without asking the device anything, and with nothing from the host that changes from
         step to step: only what these tensors hold."""
-        batch = self.batches.load(chosen)
-        loss = self.objective.loss_sum(self.model(batch.images), batch.labels)
-        self.accelerator.backward(loss * (1 / batch.global_count))
-        self.judge(loss.detach())
-        if self.clip_norm:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.clip_norm)
-        self.optimizer.step()
-        if self.average:
-            self.average.update_unless(self.bad, self.average_weight)
-        # Also where a capture needs it: gradients that are there already would be added to, not made by the graph.
-        self.optimizer.zero_grad()
+        batch = self.batches.load(chosen, self.phase)
+        with self.phase("forward"):
+            logits = self.model(batch.images)
+        with self.phase("loss"):
+            loss = self.objective.loss_sum(logits, batch.labels)
+            mean_loss = loss * (1 / batch.global_count)
+            self.judge(loss.detach())
+        with self.phase("backward"):
+            self.accelerator.backward(mean_loss)
+        with self.phase("optimizer"):
+            if self.clip_norm:
+                self.accelerator.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+            self.optimizer.step()
+            if self.average:
+                self.average.update_unless(self.bad, self.average_weight)
+            # Also where a capture needs it: gradients that are there already would be added to, not made by the graph.
+            self.optimizer.zero_grad()
 
     def judge(self, loss: Tensor) -> None:
         """Adds the loss up; from the first bad one on everything is masked, so that the sum keeps that one."""

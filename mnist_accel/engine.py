@@ -16,6 +16,7 @@ from mnist_accel.data.batches import Batch, Selection, TestBatches, TrainBatches
 from mnist_accel.errors import Interrupted, TrainingFailed
 from mnist_accel.objective import Objective
 from mnist_accel.optim import WeightAverage
+from mnist_accel.phase import Phase, unmarked
 from mnist_accel.results import EpochStats, Positive
 from mnist_accel.seeding import derive_seed, seed_device
 from mnist_accel.stepping import BuildStepper, Position, StepInfo, not_finite
@@ -47,11 +48,12 @@ class EachStep:
     accelerator: Accelerator
     clip_norm: float
     average: WeightAverage | None
+    phase: Phase = unmarked
 
     def step(
         self, chosen: Selection, position: Position, lr: float, dropout_seed: int, stop_signal: int, read: bool
     ) -> tuple[float, int]:
-        batch = self.batches.load(chosen)
+        batch = self.batches.load(chosen, self.phase)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         seed_device(self.accelerator.device, dropout_seed)
@@ -64,9 +66,11 @@ class EachStep:
             self.clip_norm,
             (position.epoch, position.step),
             stop_signal,
+            self.phase,
         )
         if self.average:
-            self.average.update()
+            with self.phase("optimizer"):
+                self.average.update()
         position.loss_sum += loss * batch.global_count
         return loss, signal_number
 
@@ -178,6 +182,7 @@ def train_step(
     clip_norm: float,
     place: tuple[int, int],
     stop_signal: int,
+    phase: Phase = unmarked,
 ) -> tuple[float, int]:
     """One optimizer step: the mean loss over the global batch, and the signal that any rank was asked to stop by.
 
@@ -185,22 +190,30 @@ def train_step(
     """
     if batch.global_count < accelerator.num_processes:  # some ranks have no share
         count_images(model, batch.counted)
-    local_sum = objective.loss_sum(model(batch.images), batch.labels)
-    if batch.counted == 0:
-        local_sum = local_sum * 0
-        count_images(model, 1)
-    # DDP averages gradients over ranks; with unequal shares this factor makes that average the exact gradient.
-    loss = local_sum * (accelerator.num_processes / batch.global_count)
-    shared = sum_over_ranks(local_sum.detach(), stop_signal, accelerator)
-    accelerator.backward(loss)
-    loss_sum, stop_signal = shared()
+    with phase("forward"):
+        logits = model(batch.images)
+    with phase("loss"):
+        local_sum = objective.loss_sum(logits, batch.labels)
+        if batch.counted == 0:
+            local_sum = local_sum * 0
+            count_images(model, 1)
+        # DDP averages gradients over ranks; with unequal shares this factor makes that average the exact gradient.
+        loss = local_sum * (accelerator.num_processes / batch.global_count)
+    telling = "all-reduce" if accelerator.num_processes > 1 else "loss"
+    with phase(telling):
+        shared = sum_over_ranks(local_sum.detach(), stop_signal, accelerator)
+    with phase("backward"):
+        accelerator.backward(loss)
+    with phase(telling):
+        loss_sum, stop_signal = shared()
     mean_loss = loss_sum / batch.global_count
     if not math.isfinite(mean_loss):
         raise not_finite(mean_loss, *place, optimizer.param_groups[0]["lr"])
-    if clip_norm:
-        accelerator.clip_grad_norm_(model.parameters(), clip_norm)
-    optimizer.step()
-    optimizer.zero_grad()
+    with phase("optimizer"):
+        if clip_norm:
+            accelerator.clip_grad_norm_(model.parameters(), clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
     return mean_loss, stop_signal
 
 

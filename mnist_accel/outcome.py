@@ -16,6 +16,7 @@ from mnist_accel.cli import Request
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.errors import Interrupted, PeerLost, TrainingFailed
 from mnist_accel.models import count_parameters
+from mnist_accel.profiling.summary import Summary
 from mnist_accel.recipe import Recipe
 from mnist_accel.results import EpochStats, RunResult
 from mnist_accel.resume import Resumption
@@ -50,6 +51,7 @@ class Watcher:
     on_epoch: Callable[[EpochStats], None] = lambda stats: None
     on_problem: Callable[[str], None] = lambda problem: None
     on_end: Callable[[RunResult], None] = lambda result: None
+    on_profile: Callable[[Summary], None] = lambda summary: None
 
 
 @dataclass

@@ -160,6 +160,9 @@ class RunOptions:
     timeout: Annotated[
         float, option("seconds that one process may keep the others waiting before the run ends", ge=1, le=86_400)
     ] = 600.0
+    profile: Annotated[
+        bool, option("trace a few steps: verdict, phases, a table of the convolutions, a trace in profiles/")
+    ] = False
     dry_run: Annotated[bool, option("one step, one evaluation batch, all files: does it work here?")] = False
 
 

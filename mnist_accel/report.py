@@ -224,6 +224,8 @@ class RunReport:
             f"accuracy {stats.accuracy:.2f} %  {stats.train_seconds:.2f} s  "
             f"{stats.images / stats.train_seconds:,.0f} images/s"
         )
+        if stats.epoch == self.total_epochs:
+            self.stop()  # nothing moves any more
 
     def stop(self) -> None:
         """The cursor back and the bar gone, however the run ended."""

@@ -8,6 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
@@ -206,24 +207,33 @@ class RunFolder:
         self._write("model.safetensors", save({name: tensor.cpu().contiguous() for name, tensor in state.items()}))
 
     def _write(self, name: str, content: bytes) -> None:
-        """Aside, synced, renamed: under its own name a file is whole or absent."""
-        target = self.path / name
-        aside = self.path / f".{name}.{os.getpid()}"
         try:
-            with aside.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(target)
+            write_whole(self.path / name, content)
         except OSError as error:
             self._failed(name, error)
-            aside.unlink(missing_ok=True)
 
     def _failed(self, name: str, error: OSError) -> None:
-        problem = f"{self.path / name} could not be written: {error.strerror}"
+        self.note(f"{self.path / name} could not be written: {error.strerror}")
+
+    def note(self, problem: str) -> None:
         if problem not in self.problems:
             self.problems.append(problem)
             self.tell(problem)
+
+
+def write_whole(target: Path, content: bytes) -> None:
+    """Aside, synced, renamed: under its own name a file is whole or absent."""
+    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(target)
+    except OSError:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise
 
 
 def finite(value: Any) -> Any:

@@ -15,10 +15,13 @@ from mnist_accel.device_step import DeviceStep, can_capture
 from mnist_accel.engine import EachStep, train
 from mnist_accel.errors import Interrupted, TrainingFailed, UserError
 from mnist_accel.interrupt import naming_lost_peers, watch_for_signals
+from mnist_accel.machine import describe_machine
 from mnist_accel.models import build_model, count_parameters
 from mnist_accel.objective import build_objective
 from mnist_accel.optim import WeightAverage, build_optimizer, lr_factor
 from mnist_accel.outcome import Progress, Start, Watcher, describe
+from mnist_accel.phase import unmarked
+from mnist_accel.profiling.collect import Profile
 from mnist_accel.recipe import Recipe, RunOptions
 from mnist_accel.results import EpochStats, RunFolder, RunResult, default_folder
 from mnist_accel.resume import Resumption, find_resumption, history_of, learning, position_of
@@ -36,7 +39,7 @@ from mnist_accel.runtime import (
     together,
 )
 from mnist_accel.seeding import derive_seed
-from mnist_accel.stepping import Position
+from mnist_accel.stepping import BuildStepper, Position
 from mnist_accel.syncbn import synchronise_batch_norm
 
 
@@ -242,6 +245,27 @@ def fit(
             average.steps = resumed.checkpoint.facts.average_steps
         if runtime.accelerator.scaler and resumed.checkpoint.facts.scaler:
             runtime.accelerator.scaler.load_state_dict(resumed.checkpoint.facts.scaler)
+    profile = (
+        Profile(
+            runtime,
+            model,
+            recipe=recipe.name,
+            facts={
+                "batch_size": recipe.batch_size,
+                "machine": describe_machine(runtime.device_name, runtime.threads),
+            },
+            usually_eager=not captures,
+            on_problem=folder.note,
+            on_summary=watcher.on_profile,
+        )
+        if options.profile
+        else None
+    )
+    phase = profile.phase if profile else unmarked
+    build_stepper: BuildStepper = partial(EachStep, phase=phase)
+    if captures:
+        eager_now = (lambda: profile.active) if profile else (lambda: False)
+        build_stepper = partial(DeviceStep, tell=watcher.on_problem, eager_now=eager_now, phase=phase)
     start = Start(
         recipe=recipe,
         params=count_parameters(model),
@@ -276,9 +300,10 @@ def fit(
             save_every=options.checkpoint_every,
             stop_signal=lambda: stop.signal_number,
             on_save=on_save,
-            on_step=watcher.on_step,
             on_epoch=on_epoch,
-            build_stepper=partial(DeviceStep, tell=watcher.on_problem) if captures else EachStep,
+            build_stepper=build_stepper,
+            profiler=profile,
+            on_step=profile.after(watcher.on_step) if profile else watcher.on_step,
         )
     if runtime.accelerator.is_main_process:
         folder.write_weights(model.state_dict())

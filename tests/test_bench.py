@@ -4,6 +4,8 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from conftest import LAUNCHER_VARIABLES
 from torch import Tensor, nn
 
 import recipes
-from benchmarks import batched, compare, fresh, sides
+from benchmarks import batched, compare, convolutions, fresh, sides
 from benchmarks.children import run_python
 from benchmarks.stock_networks import STOCK_NETWORKS
 from benchmarks.turns import Comparison, Ratio
@@ -371,3 +373,33 @@ def test_outside_the_project_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sys, "argv", ["mnist_accel", "bench"])
     with pytest.raises(UserError, match="Run it from the project's folder"):
         verbs.main()
+
+
+# A convolution alone beside its row of the profile
+
+
+def test_every_convolution_is_timed_alone_and_in_the_step(
+    make_runtime: Callable[..., Runtime], data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = replace(recipes.load("onepoch"), batch_size=8)
+    rows = convolutions.measure(recipe, make_runtime(), data, rounds=1, repeats=1)
+    assert [row.name for row in rows] == ["0", "6"]
+    assert all(row.in_step > 0 and row.alone > 0 and 0 < row.share < 100 for row in rows)
+
+
+def test_alone_a_convolution_is_given_what_it_has_in_a_step(runtime: Runtime, data: Dataset) -> None:
+    calls = convolutions.calls_of(recipes.load("efficient25k"), runtime, data)
+    first, second, _ = calls.values()
+    assert not first.images.requires_grad and second.images.requires_grad
+    assert second.images.is_contiguous(memory_format=torch.channels_last)
+    assert second.gradient.shape == second.forward().shape == (128, 16, 14, 14)
+    expected = torch.autograd.grad(second.forward(), [second.images, second.module.weight], second.gradient)
+    torch.testing.assert_close(tuple(second.backward()[:2]), expected)
+    assert first.backward()[0] is None
+    assert "_forward_hooks" in vars(first.module) and not first.module._forward_hooks
+
+
+def test_only_layers_that_matter_are_judged() -> None:
+    judged = [convolutions.Agreement("x", share, in_step, 1.0).met for share, in_step in ((4, 9), (6, 1.2), (6, 1.3))]
+    assert judged == [None, True, False]

@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     chosen = choose_recipes(options.recipe)
     commands.refuse_unwritable(options.json)
 
-    from benchmarks import machine
+    from mnist_accel import machine
     from mnist_accel.data.dataset import load_dataset
     from mnist_accel.runtime import start_runtime
 

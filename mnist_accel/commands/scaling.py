@@ -91,7 +91,8 @@ def main(argv: list[str]) -> int:
 
     import torch
 
-    from benchmarks import machine, scaling
+    from benchmarks import scaling
+    from mnist_accel import machine
     from mnist_accel.data.dataset import load_dataset
     from mnist_accel.run import check
     from mnist_accel.runtime import choose_device, is_launched, usable_cores

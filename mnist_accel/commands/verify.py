@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from statistics import mean, stdev
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from mnist_accel.claims import judged_on_average
 from mnist_accel.errors import UserError
 from mnist_accel.outcome import Watcher
 from mnist_accel.recipe import CONFIG, keys_of, option
+from mnist_accel.report_profile import show_profile
 from mnist_accel.results import finite
 from mnist_accel.run import run
 
@@ -52,6 +54,7 @@ def main(argv: list[str]) -> int:
     for seed in range(own.seeds):
         shown = report.RunReport(console, banner=seed == 0)
         watcher = Watcher(shown.on_start, shown.on_step, shown.on_epoch, shown.on_problem)
+        watcher.on_profile = partial(show_profile, console)
         try:
             started = time.perf_counter()
             result, folder = run(replace(request, recipe=replace(request.recipe, seed=seed)), watcher, started)

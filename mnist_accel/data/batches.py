@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mnist_accel.data.augment import draw_warps, warp
+from mnist_accel.phase import Phase, unmarked
 from mnist_accel.seeding import derive_seed
 
 
@@ -115,9 +116,10 @@ class TrainBatches:
         """The batches of ``selections``, ready for the network."""
         return map(self.load, self.selections(epoch, first_step))
 
-    def load(self, chosen: Selection) -> Batch:
-        raw, labels = self.store.take(chosen.indices)
-        images = prepare(raw, self.mean, self.std, chosen.warps)
+    def load(self, chosen: Selection, phase: Phase = unmarked) -> Batch:
+        with phase("data"):
+            raw, labels = self.store.take(chosen.indices)
+            images = prepare(raw, self.mean, self.std, chosen.warps, phase)
         return Batch(images, labels, chosen.counted, chosen.global_count)
 
     def selections(self, epoch: int, first_step: int = 0) -> Iterator[Selection]:
@@ -164,8 +166,12 @@ class TestBatches:
             yield Batch(prepare(raw, self.mean, self.std), labels, stop - start, global_count=stop - start)
 
 
-def prepare(raw: Tensor, mean: float, std: float, warps: Tensor | None = None) -> Tensor:
+def prepare(raw: Tensor, mean: float, std: float, warps: Tensor | None = None, phase: Phase = unmarked) -> Tensor:
     """uint8 [n, 28, 28] → normalised float [n, 1, 28, 28], in place."""
     images = raw.float()
-    images = images.unsqueeze(1) if warps is None else warp(images, warps)
+    if warps is None:
+        images = images.unsqueeze(1)
+    else:
+        with phase("augmentation"):
+            images = warp(images, warps)
     return images.mul_(1 / (255 * std)).sub_(mean / std)

@@ -1,4 +1,4 @@
-"""The machine that gave the figures, in words."""
+"""Which machine gave a figure: a figure without it says nothing."""
 
 import platform
 from pathlib import Path

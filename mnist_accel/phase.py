@@ -1,0 +1,16 @@
+"""How the loop says which part of a step it is in: a profiler listens, nobody else does."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+Phase = Callable[[str], AbstractContextManager[object]]
+
+# In the order of a step.
+PHASES = ("data", "augmentation", "forward", "loss", "backward", "all-reduce", "optimizer")
+
+NOTHING = nullcontext()
+
+
+def unmarked(name: str) -> AbstractContextManager[object]:
+    """One shared object that does nothing: eight of these a step cost two microseconds."""
+    return NOTHING

@@ -1,0 +1,38 @@
+"""``profiles/<recipe>-<time>/``: the summary, and a trace a rank under the name that TensorBoard's plugin looks for."""
+
+import time
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from mnist_accel.profiling.summary import Summary, as_json
+from mnist_accel.profiling.trace_file import SUMMARY
+from mnist_accel.results import write_whole
+
+PROFILES = Path("profiles")
+
+
+def make_folder(recipe: str) -> list[Any]:
+    """The new folder, the stamp of its traces, and what went wrong."""
+    first = PROFILES / f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+    stamp = time.time_ns()
+    try:
+        PROFILES.mkdir(exist_ok=True)
+        for number in count(2):
+            folder = first if number == 2 else first.with_name(f"{first.name}-{number - 1}")
+            try:
+                folder.mkdir()
+                return [str(folder), stamp, ""]
+            except FileExistsError:  # two runs within a second
+                continue
+    except OSError as error:
+        return [str(first), stamp, f"{first} could not be made: {error.strerror}"]
+    raise AssertionError("unreachable")
+
+
+def trace_name(rank: int, stamp: int) -> str:
+    return f"rank{rank}.{stamp}.pt.trace.json.gz"
+
+
+def write_summary(folder: Path, summary: Summary) -> None:
+    write_whole(folder / SUMMARY, as_json(summary).encode())

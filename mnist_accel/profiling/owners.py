@@ -1,0 +1,257 @@
+"""To what each moment of a step belongs: a phase, and within it a convolution, another layer, the optimizer …
+
+Backward belongs to the layer that caused it: autograd numbers its nodes, and a node carries the number that the forward
+call had which made it. The last call with a number is the one that made the node: those before it needed no gradient.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from mnist_accel.profiling.timeline import BACKWARD_NODE, Call, Step
+from mnist_accel.profiling.trace_file import LAYER, PHASE, Event
+
+Kind = Literal[
+    "data",
+    "augmentation",
+    "convolution forward",
+    "convolution backward",
+    "other layers",
+    "loss",
+    "optimizer",
+    "all-reduce",
+    "overhead",
+    "other",
+]
+BETWEEN = "between"  # the phase of what lies between the phases
+CONVOLUTIONS = ("aten::conv", "aten::_conv", "aten::cudnn_conv", "aten::mkldnn_conv", "aten::thnn_conv")
+
+
+class Owner(NamedTuple):
+    phase: str
+    kind: Kind
+    detail: str | int = ""  # which convolution of the step, from 0; or the operation
+
+
+@dataclass(eq=False)
+class Convolution:
+    """One convolution of one step: its forward call, and the backward node that it caused."""
+
+    call: Call
+    module: str  # "" where the trace does not name it
+    backward: Call | None = None
+
+    def inner(self) -> Event:
+        """The call that carries stride, padding and the rest as numbers."""
+        for call in (self.call, *self.call.below()):
+            if call.event.name == "aten::convolution":
+                return call.event
+        return self.call.event
+
+    def gradients(self) -> Event | None:
+        if self.backward is not None:
+            for call in (self.backward, *self.backward.below()):
+                if "convolution_backward" in call.event.name or "conv_depthwise2d_backward" in call.event.name:
+                    return call.event
+        return None
+
+
+REDUCING = Owner("all-reduce", "all-reduce")
+
+
+def is_communication(name: str) -> bool:
+    return name.startswith(("c10d::", "gloo:", "nccl:"))
+
+
+def is_backward(call: Call) -> bool:
+    return call.event.name.startswith(BACKWARD_NODE)
+
+
+class Owners:
+    """Of all calls of one step."""
+
+    def __init__(self, step: Step):
+        self.step = step
+        self.convolutions: list[Convolution] = []
+        self.of_call: dict[Call, Owner] = {}
+        forward_calls = self.find_forward()
+        self.made = self.link(forward_calls)
+        self.conv_of: dict[Call, int] = {}
+        for index, convolution in enumerate(self.convolutions):
+            self.conv_of[convolution.call] = index
+            for call in convolution.call.below():
+                self.conv_of[call] = index
+        linked = list(self.made.values())
+        self.forward_from = min((call.event.start for call in linked), default=step.end)
+        self.backward_from = min((node.event.start for node in self.made), default=step.end)
+        for call in (*step.main, *step.others):
+            self.assign(call)
+
+    def find_forward(self) -> list[Call]:
+        """The calls before and outside of backward, in the order of time; convolutions among them are noted."""
+        found = []
+        waiting = [(call, "", False) for call in reversed((*self.step.main, *self.step.others))]
+        while waiting:
+            call, module, within = waiting.pop()
+            name = call.event.name
+            if is_backward(call):
+                continue
+            if name.startswith(LAYER):
+                module = name.removeprefix(LAYER)
+            if call.event.category == "cpu_op":
+                found.append(call)
+                if not within and name.startswith(CONVOLUTIONS):
+                    self.convolutions.append(Convolution(call, module))
+                    within = True
+            waiting.extend((inner, module, within) for inner in reversed(call.calls))
+        self.convolutions.sort(key=lambda convolution: convolution.call.event.start)
+        return sorted(found, key=lambda call: call.event.start)
+
+    def link(self, forward_calls: list[Call]) -> dict[Call, Call]:
+        """Backward node → the forward call that made it."""
+        numbered: dict[tuple[tuple[str, str], int], list[Call]] = {}
+        threads: list[tuple[str, str]] = []
+        for call in forward_calls:
+            number = call.event.number("Sequence number")
+            if number is not None:
+                numbered.setdefault((call.event.thread, number), []).append(call)
+                if call.event.thread not in threads:
+                    threads.append(call.event.thread)
+        nodes = [call for call in self.step.calls() if is_backward(call)]
+        # Each thread counts for itself; a node says on whose count it is, in numbers of the profiler's own.
+        told = sorted({call.event.number("Fwd thread id") or 0 for call in nodes if has_number(call)})
+        made = {}
+        for node in nodes:
+            number = node.event.number("Sequence number")
+            if number is None:
+                continue
+            place = told.index(node.event.number("Fwd thread id") or 0)
+            likely = threads[min(place, len(threads) - 1) :] + threads if threads else []
+            for thread in likely:
+                before = [call for call in numbered.get((thread, number), ()) if call.event.start <= node.event.start]
+                if before:
+                    made[node] = before[-1]
+                    break
+        by_call = {call: convolution for convolution in self.convolutions for call in within(convolution.call)}
+        for node, maker in made.items():
+            if maker in by_call and "onv" in node.event.name:
+                by_call[maker].backward = node
+        return made
+
+    def assign(self, outermost: Call) -> None:
+        waiting: list[tuple[Call, Owner]] = [(outermost, Owner(BETWEEN, "overhead"))]
+        while waiting:
+            call, inherited = waiting.pop()
+            owner = self.owner(call, inherited)
+            self.of_call[call] = owner
+            waiting.extend((inner, owner) for inner in call.calls)
+
+    def owner(self, call: Call, inherited: Owner) -> Owner:
+        event = call.event
+        if event.category == "user_annotation":
+            return annotated(event.name, inherited)
+        if is_communication(event.name):
+            return Owner("all-reduce", "all-reduce")
+        if inherited.kind not in ("overhead", "other layers") or event.category != "cpu_op":
+            return inherited
+        if is_backward(call):
+            return self.backward_owner(call)
+        if call in self.conv_of:
+            return Owner("forward", "convolution forward", self.conv_of[call])
+        if inherited.kind == "other layers":
+            return inherited
+        if inherited.phase in ("forward", "loss"):
+            return Owner(inherited.phase, "other layers", short(event.name))
+        if inherited.phase == BETWEEN:  # a trace that does not name the phases
+            if "loss" in event.name or "cross_entropy" in event.name:
+                return Owner("loss", "loss")
+            if self.forward_from <= event.start < self.backward_from:
+                return Owner("forward", "other layers", short(event.name))
+        return Owner(inherited.phase, "other")
+
+    def backward_owner(self, node: Call) -> Owner:
+        maker = self.made.get(node)
+        if maker is None:
+            return Owner("backward", "other")
+        if maker in self.conv_of and "onv" in node.event.name:
+            return Owner("backward", "convolution backward", self.conv_of[maker])
+        top = maker
+        for call in maker.ancestors():
+            if call.event.name == PHASE + "loss":
+                return Owner("backward", "loss")
+            if call.event.category == "cpu_op":
+                top = call
+        if "loss" in top.event.name or "cross_entropy" in top.event.name:
+            return Owner("backward", "loss")
+        if maker in self.conv_of:  # the bias or a cast around it
+            return Owner("backward", "convolution backward", self.conv_of[maker])
+        return Owner("backward", "other layers", short(top.event.name))
+
+    def launches(self) -> Iterator[tuple[tuple[str, int], Owner]]:
+        """What kernels name the call by that launched them."""
+        for call, owner in self.of_call.items():
+            for key in ("correlation", "External id"):
+                number = call.event.number(key)
+                if number is not None and call.event.category != "user_annotation":
+                    yield (key, number), owner
+
+    def pieces(self) -> Iterator[tuple[Owner, float]]:
+        """The training thread's time, each microsecond once: calls less the calls within, and the gaps."""
+        if not self.step.main:
+            yield Owner(BETWEEN, "overhead"), self.step.duration
+            return
+        whole = Call(Event("", "user_annotation", ("", ""), self.step.start, self.step.duration), None, self.step.main)
+        self.of_call[whole] = Owner(BETWEEN, "overhead")
+        for call in (whole, *whole.below()):
+            owner = self.of_call[call]
+            end = min(call.event.end, self.step.end)
+            place = call.event.start
+            waits = after_backward = False
+            last_node = self.last_node(call)
+            for inner in call.calls:
+                yield REDUCING if waits else owner, max(inner.event.start - place, 0.0)
+                place = max(place, min(inner.event.end, end))
+                if inner is last_node:
+                    waits = after_backward = True
+                else:
+                    # Where the phases are named, all that is left of backward is DDP's.
+                    waits = is_communication(inner.event.name) or (after_backward and call is not whole)
+            yield REDUCING if waits else owner, max(end - place, 0.0)
+
+    def last_node(self, call: Call) -> Call | None:
+        """Behind it DDP waits for the gradients of the other processes."""
+        nodes = [inner for inner in call.calls if is_backward(inner)]
+        communicates = any(is_communication(inner.event.name) for node in nodes for inner in node.below())
+        return nodes[-1] if communicates else None
+
+
+def within(call: Call) -> Iterator[Call]:
+    yield call
+    yield from call.below()
+
+
+def has_number(call: Call) -> bool:
+    return call.event.number("Sequence number") is not None
+
+
+def annotated(name: str, inherited: Owner) -> Owner:
+    if name.startswith(PHASE):
+        phase = name.removeprefix(PHASE)
+        kinds: dict[str, Kind] = {
+            "data": "data",
+            "augmentation": "augmentation",
+            "loss": "loss",
+            "optimizer": "optimizer",
+            "all-reduce": "all-reduce",
+        }
+        return Owner(phase, kinds.get(phase, "overhead"))
+    if name.startswith(("Optimizer.step#", "Optimizer.zero_grad#")):
+        return Owner("optimizer", "optimizer")
+    if name.startswith("enumerate(DataLoader)#"):
+        return Owner("data", "data")
+    return inherited
+
+
+def short(name: str) -> str:
+    """``aten::max_pool2d`` → ``max_pool2d``."""
+    return name.rpartition("::")[2].strip("_")[:40]

@@ -1,0 +1,174 @@
+"""All that a profile says, as plain numbers with names: ``summary.json``, and what the console shows."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from mnist_accel.profiling.layers import Analysis, ConvolutionTimes
+from mnist_accel.profiling.roofline import Roofline
+from mnist_accel.profiling.trace_file import SUMMARY
+from mnist_accel.profiling.verdict import Verdict, judge
+
+SCHEMA = 1
+LARGEST_SUMMARY = 2**22  # bytes
+
+
+@dataclass(frozen=True)
+class PhaseTime:
+    name: str
+    ms: float  # a step
+    share: float  # percent of the step
+
+
+@dataclass(frozen=True)
+class ConvolutionRow:
+    """Times in ms a step, shares in percent of the step; None where the trace does not tell."""
+
+    name: str
+    module: str
+    shape: str
+    forward_ms: float
+    forward_share: float
+    backward_ms: float
+    backward_share: float
+    gflop_forward: float | None
+    gflop_weight_gradient: float | None
+    gflop_input_gradient: float | None
+    gflops: float | None  # achieved, a second
+    intensity: float | None  # operations a byte
+    roofline_percent: float | None
+
+    @property
+    def ms(self) -> float:
+        return self.forward_ms + self.backward_ms
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What profiling itself costs: medians of the same run's steps, in ms."""
+
+    profiled_ms: float
+    plain_ms: float
+    plain_before: list[float]
+    profiled: list[float]
+    plain_after: list[float]
+    seconds: float  # that starting it, stopping it and writing the trace added to the run
+
+    @property
+    def factor(self) -> float:
+        return self.profiled_ms / self.plain_ms
+
+
+@dataclass(frozen=True)
+class RankTimes:
+    rank: int
+    profiled_ms: float
+    plain_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    schema: int = SCHEMA
+    recipe: str | None = None  # None: a trace taken elsewhere
+    batch_size: int | None = None
+    precision: str | None = None
+    machine: Mapping[str, Any] | None = None
+    world_size: int = 1
+    rank: int | None = 0
+    trace: str = ""
+    folder: str = ""
+    on_gpu: bool = False
+    eager: bool = True  # False: a captured graph trained in these steps
+    usually_eager: bool = True  # False: a captured graph trains, and was set aside for these steps
+    steps: int
+    step_ms: float
+    verdict: Verdict
+    phases: list[PhaseTime]
+    convolutions: list[ConvolutionRow]
+    convolutions_roofline_percent: float | None  # weighted by time
+    roofline: Roofline | None
+    cost: Cost | None = None
+    ranks: list[RankTimes] | None = None
+
+
+def summarise(analysis: Analysis, roofline: Roofline | None, **facts: Any) -> Summary:
+    names = names_of(analysis.convolutions)
+    step_us = analysis.total_us / analysis.steps
+    rows = [row_of(name, times, analysis, roofline) for name, times in zip(names, analysis.convolutions, strict=True)]
+    weighed = [(row.ms, row.roofline_percent) for row in rows if row.roofline_percent is not None and row.ms]
+    whole = sum(ms for ms, _ in weighed)
+    return Summary(
+        on_gpu=analysis.on_gpu,
+        eager=analysis.eager,
+        steps=analysis.steps,
+        step_ms=step_us / 1000,
+        verdict=judge(analysis, names),
+        phases=[
+            PhaseTime(name, us / analysis.steps / 1000, 100 * us / analysis.total_us)
+            for name, us in analysis.phases.items()
+        ],
+        convolutions=rows,
+        convolutions_roofline_percent=sum(ms * percent for ms, percent in weighed) / whole if whole else None,
+        roofline=roofline,
+        **facts,
+    )
+
+
+def names_of(convolutions: list[ConvolutionTimes]) -> list[str]:
+    """``conv1``, ``conv2`` … in the order of a step; a module's own name where it has one."""
+    names = []
+    for number, times in enumerate(convolutions, start=1):
+        own = times.module.rpartition(".")[2]
+        names.append(times.module if own and not own.isdecimal() else f"conv{number}")
+    return [name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names, start=1)]
+
+
+def row_of(name: str, times: ConvolutionTimes, analysis: Analysis, roofline: Roofline | None) -> ConvolutionRow:
+    steps = analysis.steps
+    flop = times.forward_flop + times.weight_flop + times.input_flop
+    seconds = (times.forward_us + times.backward_us) / 1e6
+    achieved = flop / seconds / 1e9 if flop and seconds else None
+    intensity = flop / times.bytes if flop and times.bytes else None
+    reach = roofline.reach(intensity) if roofline and intensity else 0.0
+    return ConvolutionRow(
+        name=name,
+        module=times.module,
+        shape=str(times.shape) if times.shape else "",
+        forward_ms=times.forward_us / steps / 1000,
+        forward_share=100 * times.forward_us / analysis.total_us,
+        backward_ms=times.backward_us / steps / 1000,
+        backward_share=100 * times.backward_us / analysis.total_us,
+        gflop_forward=times.forward_flop / steps / 1e9 if times.shape else None,
+        gflop_weight_gradient=times.weight_flop / steps / 1e9 if times.shape else None,
+        gflop_input_gradient=times.input_flop / steps / 1e9 if times.shape else None,
+        gflops=achieved,
+        intensity=intensity,
+        roofline_percent=100 * achieved / reach if achieved and reach else None,
+    )
+
+
+def as_json(summary: Summary) -> str:
+    return json.dumps(asdict(summary), indent=2, allow_nan=False) + "\n"
+
+
+def summary_beside(trace: Path) -> tuple[Summary | None, str]:
+    """What ``profile=true`` left in the trace's folder; else None and why not. It is believed as little as a trace."""
+    path = trace.parent / SUMMARY
+    try:
+        if path.stat().st_size > LARGEST_SUMMARY:
+            raise ValueError
+        said = TypeAdapter(Summary).validate_json(path.read_bytes())
+        roofline, cost = said.roofline, said.cost
+        measured = [roofline.matmul_gflops, roofline.copy_gb_s] if roofline else []
+        measured += [cost.plain_ms, cost.profiled_ms] if cost else []
+        if not all(0 < value < 1e15 for value in measured):
+            raise ValueError
+        return said, ""
+    except FileNotFoundError:
+        return None, f"there is no {SUMMARY} beside the trace that tells what its machine reaches"
+    except (OSError, ValueError):
+        return None, f"{path} does not tell what its machine reaches"

@@ -1,0 +1,82 @@
+"""What bounds the run: one sentence, and percentages that add up to 100."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import floor
+
+from mnist_accel.profiling.layers import Analysis
+
+NAMES = {"all-reduce": "exposed all-reduce", "other": "operations outside of layers"}
+
+
+@dataclass(frozen=True)
+class Part:
+    name: str
+    ms: float  # a step
+    percent: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    sentence: str
+    parts: list[Part]  # the largest first
+    other_layers: list[Part]  # what "other layers" consists of, in percent of the step
+
+
+def judge(analysis: Analysis, names: Sequence[str]) -> Verdict:
+    """``names`` are those of the convolutions."""
+    spent: dict[str, float] = defaultdict(float)
+    layers: dict[str, float] = defaultdict(float)
+    for owner, duration in analysis.parts.items():
+        if owner.kind in ("convolution forward", "convolution backward"):
+            spent[f"{names[int(owner.detail)]}'s {owner.kind.partition(' ')[2]}"] += duration
+            continue
+        if owner.kind == "other layers":
+            layers[str(owner.detail)] += duration
+        spent[part_name(owner.kind, analysis.on_gpu)] += duration
+    parts = as_parts(spent, analysis.steps)
+    of_layers = [
+        Part(name, us / analysis.steps / 1000, round(100 * us / analysis.total_us))
+        for name, us in sorted(layers.items(), key=lambda item: -item[1])
+        if us > 0
+    ]
+    return Verdict(sentence(parts, of_layers), parts, of_layers)
+
+
+def part_name(kind: str, on_gpu: bool) -> str:
+    if kind == "overhead":
+        # On a CPU nothing waits to be launched; but Python's part between the operations is the same cost.
+        return "launch overhead" if on_gpu else "Python between the operations"
+    return NAMES.get(kind, kind)
+
+
+def as_parts(spent: Mapping[str, float], steps: int) -> list[Part]:
+    names = sorted((name for name in spent if spent[name] > 0), key=lambda name: -spent[name])
+    percents = adding_up([spent[name] for name in names])
+    return [Part(name, spent[name] / steps / 1000, percent) for name, percent in zip(names, percents, strict=True)]
+
+
+def adding_up(values: Sequence[float], total: int = 100) -> list[int]:
+    """Whole percentages that add up to 100: rounded down, and what is left goes to the largest remainders."""
+    whole = sum(values)
+    if not values or whole <= 0:
+        return [0 for _ in values]
+    shares = [total * (value / whole) for value in values]
+    rounded = [floor(share) for share in shares]
+    by_remainder = sorted(range(len(values)), key=lambda index: rounded[index] - shares[index])
+    for index in by_remainder[: total - sum(rounded)]:
+        rounded[index] += 1
+    return rounded
+
+
+def sentence(parts: Sequence[Part], other_layers: Sequence[Part]) -> str:
+    if not parts:
+        return "Nothing ran."
+    first, *rest = parts
+    text = f"{first.name[0].upper()}{first.name[1:]} bounds this run: {first.percent}% of the step"
+    if first.name == "other layers" and other_layers:
+        largest = ", ".join(f"{part.name} {part.percent}%" for part in other_layers[:3])
+        text = f"Layers other than convolutions bound this run: {first.percent}% of the step ({largest})"
+    then = [f"{part.name} {part.percent}%" for part in rest[:3] if part.percent]
+    return text + (f", before {', '.join(then)}" if then else "") + "."

@@ -1,0 +1,147 @@
+"""What a profile shows: the verdict, the step by phase, a row for every convolution, and what profiling cost."""
+
+from collections.abc import Callable
+from typing import Any
+
+from mnist_accel.profiling.compare import Comparison
+from mnist_accel.profiling.summary import ConvolutionRow, Cost, Summary
+from mnist_accel.report import show_table, simple_table
+
+BAR = 24  # characters of 100 %
+ONE_TABLE = 160  # columns
+
+Column = tuple[str, Callable[[ConvolutionRow], str]]
+
+
+def show_profile(console: Any, summary: Summary, no_roofline: str = "") -> None:
+    """``no_roofline`` says why there is none."""
+    console.print()
+    say(console, summary.verdict.sentence, style="bold")
+    say(console, ", ".join(f"{part.name} {part.percent}%" for part in summary.verdict.parts if part.percent))
+    for line in what_is_shown(summary):
+        say(console, line)
+    show_phases(console, summary)
+    show_convolutions(console, summary, no_roofline)
+    if summary.cost:
+        show_cost(console, summary.cost)
+
+
+def say(console: Any, text: str, style: str = "dim") -> None:
+    console.print(text, style=style, markup=False)
+
+
+def what_is_shown(summary: Summary) -> list[str]:
+    lines = []
+    if summary.verdict.other_layers:
+        largest = ", ".join(f"{part.name} {part.percent}%" for part in summary.verdict.other_layers[:5])
+        lines.append(f"Of the step, other layers: {largest}")
+    if summary.world_size > 1:
+        shown = f"rank {summary.rank}" if summary.rank is not None else "one"
+        lines.append(f"Of {summary.world_size} processes {shown} is shown.")
+        if summary.ranks:
+            times = ", ".join(f"rank {rank.rank} {rank.plain_ms:.2f} ms" for rank in summary.ranks)
+            lines.append(f"A step without the profiler: {times}")
+    if not summary.eager:
+        lines.append("A captured graph ran in these steps: its kernels do not tell which layer they belong to.")
+    elif not summary.usually_eager:
+        lines.append("A captured graph trains; it was set aside for these steps, which ran eagerly.")
+    return lines
+
+
+def show_phases(console: Any, summary: Summary) -> None:
+    table = simple_table("phase", "ms", "%", "")
+    for phase in summary.phases:
+        table.add_row(phase.name, number(phase.ms), f"{phase.share:.1f}", "▇" * round(phase.share * BAR / 100))
+    table.add_row("the step", number(summary.step_ms), "100.0", f"mean of {summary.steps}")
+    console.print()
+    show_table(console, right(table, 1, 2))
+
+
+def show_convolutions(console: Any, summary: Summary, no_roofline: str) -> None:
+    if not summary.convolutions:
+        console.print("\nThere is no convolution in these steps.")
+        return
+    columns: list[Column] = [
+        ("forward ms", lambda row: number(row.forward_ms)),
+        ("%", lambda row: f"{row.forward_share:.1f}"),
+        ("backward ms", lambda row: number(row.backward_ms)),
+        ("%", lambda row: f"{row.backward_share:.1f}"),
+        ("GFLOP/s", lambda row: number(row.gflops)),
+        ("FLOP/byte", lambda row: number(row.intensity)),
+        ("% of roof", lambda row: number(row.roofline_percent)),
+    ]
+    arithmetic: list[Column] = [
+        ("GFLOP forward", lambda row: number(row.gflop_forward)),
+        ("weight gradient", lambda row: number(row.gflop_weight_gradient)),
+        ("input gradient", lambda row: number(row.gflop_input_gradient)),
+    ]
+    tables: list[tuple[tuple[str, ...], list[Column]]]
+    if console.width >= ONE_TABLE:
+        tables = [(("", "shape"), arithmetic + columns)]
+    else:
+        tables = [(("",), columns), (("", "shape"), arithmetic)]
+    for first, chosen in tables:
+        table = simple_table(*first, *(header for header, _ in chosen))
+        for row in summary.convolutions:
+            cells = (label(row), row.shape)[: len(first)]
+            table.add_row(*cells, *(cell(row) for _, cell in chosen))
+        console.print()
+        show_table(console, right(table, *range(len(first), len(first) + len(chosen))))
+    show_roofline(console, summary, no_roofline)
+
+
+def show_roofline(console: Any, summary: Summary, no_roofline: str) -> None:
+    lines = []
+    roofline = summary.roofline
+    if roofline:
+        lines.append(
+            f"Roof: {roofline.precision} matrix product {roofline.matmul_gflops:,.0f} GFLOP/s, copy "
+            f"{roofline.copy_gb_s:,.0f} GB/s, measured beside the run; references, not limits."
+        )
+    elif no_roofline:
+        lines.append(f"No percent of the roof: {no_roofline}.")
+    if summary.convolutions_roofline_percent is not None:
+        lines.append(f"All convolutions, weighted by time: {summary.convolutions_roofline_percent:.0f} % of the roof.")
+    for line in lines:
+        say(console, line)
+
+
+def show_cost(console: Any, cost: Cost) -> None:
+    console.print()
+    say(
+        console,
+        f"Profiling: a step took {cost.profiled_ms:.2f} ms with it and {cost.plain_ms:.2f} ms without "
+        f"({cost.factor:.2f} times; medians of {len(cost.profiled)} and "
+        f"{len(cost.plain_before) + len(cost.plain_after)} steps, before and after), "
+        f"and it added {cost.seconds:.2f} s to the training time.",
+        style="",
+    )
+
+
+def label(row: ConvolutionRow) -> str:
+    return f"{row.name} [{row.module}]" if row.module and row.module != row.name else row.name
+
+
+def number(value: float | None) -> str:
+    """Three figures are as many as a measurement on a shared machine has."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 100 or value == 0 else f"{value:.3g}"
+
+
+def right(table: Any, *columns: int) -> Any:
+    for column in columns:
+        table.columns[column].justify = "right"
+    return table
+
+
+def show_comparison(console: Any, comparison: Comparison, other: str) -> None:
+    console.print()
+    say(console, f"Against {other}:")
+    table = simple_table("", "ms", "against", "times", "")
+    for change in (comparison.step, *comparison.phases, *comparison.layers):
+        table.add_row(change.name, number(change.ms), number(change.against_ms), number(change.factor), change.word)
+    show_table(console, right(table, 1, 2, 3))
+    for where, names in (("this trace", comparison.only_here), ("the other", comparison.only_there)):
+        if names:
+            say(console, f"Only in {where}: {'; '.join(names)}")

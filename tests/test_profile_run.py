@@ -1,0 +1,289 @@
+"""``profile=true`` in real runs: what it leaves, that it changes nothing, and that nothing stops training."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Launch, Run, a_run
+from torch import nn
+
+from mnist_accel import cli
+from mnist_accel.errors import UserError
+from mnist_accel.profiling import collect
+from mnist_accel.profiling.collect import PLANNED, Profile
+from mnist_accel.profiling.layers import analyse
+from mnist_accel.profiling.summary import Summary
+from mnist_accel.profiling.trace_file import read_trace
+from mnist_accel.runtime import Runtime
+from mnist_accel.stepping import StepInfo
+from recipes import load, names
+
+# 3,000 images: 60 steps of everything that may touch the result.
+WORDS = ("recipe=efficient25k", "batch_size=50", "validation=57000", "epochs=1", "ema=0.9", "clip_norm=1", "threads=1")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("profiled")
+
+
+@pytest.fixture(scope="module")
+def profiled(run_launch: Launch, folder: Path) -> Run:
+    return a_run(run_launch, folder / "with", *WORDS, "profile=true", cwd=folder)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(run_launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path]:
+    home = tmp_path_factory.mktemp("two")
+    run = a_run(run_launch, home / "run", *WORDS, "profile=true", "processes=2", "precision=bf16", cwd=home)
+    return run, home
+
+
+def left_in(home: Path) -> tuple[list[str], dict[str, Any]]:
+    (profile,) = (home / "profiles").iterdir()
+    return sorted(path.name for path in profile.iterdir()), json.loads((profile / "summary.json").read_text())
+
+
+def test_it_leaves_a_trace_under_the_plugin_s_name_and_a_summary(profiled: Run, folder: Path) -> None:
+    assert (profiled.code, profiled.err) == (0, "")
+    names, summary = left_in(folder)
+    assert len(names) == 2 and names[1] == "summary.json"
+    assert re.fullmatch(r"rank0\.\d+\.pt\.trace\.json\.gz", names[0])
+    (profile,) = (folder / "profiles").iterdir()
+    assert re.fullmatch(r"efficient25k-\d{8}-\d{6}", profile.name)
+    assert summary["schema"] == 1 and summary["recipe"] == "efficient25k" and summary["batch_size"] == 50
+    assert summary["trace"] == names[0] and summary["eager"] and summary["usually_eager"]
+    assert summary["steps"] == PLANNED["trace"] == len(summary["cost"]["profiled"])
+    assert len(summary["cost"]["plain_before"]) == len(summary["cost"]["plain_after"]) == PLANNED["before"]
+    assert sum(part["percent"] for part in summary["verdict"]["parts"]) == 100
+    assert {"cpu", "cores", "torch", "threads", "device"} <= set(summary["machine"])
+    assert [row["module"] for row in summary["convolutions"]] == ["0", "4", "8"]
+    assert all(row["roofline_percent"] > 0 and row["forward_ms"] > 0 for row in summary["convolutions"])
+
+
+def test_the_trace_has_all_phases_but_no_evaluation(profiled: Run, folder: Path) -> None:
+    _, summary = left_in(folder)
+    assert [phase["name"] for phase in summary["phases"]] == [
+        "data",
+        "augmentation",
+        "forward",
+        "loss",
+        "backward",
+        "optimizer",
+        "between",
+    ]
+    assert sum(phase["share"] for phase in summary["phases"]) == pytest.approx(100)
+    (trace,) = (folder / "profiles").rglob("*.gz")
+    events = read_trace(trace).events
+    assert sum(event.name.startswith("ProfilerStep#") for event in events) == PLANNED["trace"]
+    convolutions = [event for event in events if event.name == "aten::convolution"]
+    assert {event.listed("Input Dims")[0][0] for event in convolutions} == {50}, "evaluation has batches of 500"
+
+
+def test_the_console_shows_all_four_parts(profiled: Run) -> None:
+    lines = profiled.out.splitlines()
+    verdict = next(line for line in lines if "this run: " in line and "% of the step" in line)
+    parts = lines[lines.index(verdict) + 1]
+    assert sum(int(found) for found in re.findall(r" (\d+)%", parts)) == 100
+    rows = [re.split(r" {2,}", line.strip()) for line in lines]
+    for phase in ("data", "augmentation", "forward", "loss", "backward", "optimizer", "the step"):
+        assert any(row[0] == phase for row in rows), phase
+    (header,) = (row for row in rows if "GFLOP forward" in row)
+    conv2 = next(row for row in rows if row[0] == "conv2 [4]")
+    assert len(conv2) == 1 + len(header)  # the name has no header
+    assert conv2[1:5] == ["50×8×14² → 16×14², 3² pad 1", "0.0226", "0.0226", "0.0226"]
+    assert next(row for row in rows if row[0] == "conv1 [0]")[4] == "0"
+    assert any(line.startswith("Roof: fp32 matrix product ") for line in lines)
+    assert any(line.startswith("Profiling: a step took ") for line in lines)
+
+
+def test_results_with_and_without_it_are_identical(profiled: Run, run_launch: Launch, folder: Path) -> None:
+    plain = a_run(run_launch, folder / "without", *WORDS)
+    assert plain.code == 0 and "Profiling" not in plain.out
+    assert (plain.folder / "model.safetensors").read_bytes() == (profiled.folder / "model.safetensors").read_bytes()
+    times = ("train_seconds", "eval_seconds")
+    with_it, without = (
+        [{key: value for key, value in epoch.items() if key not in times} for epoch in run.result["history"]]
+        for run in (profiled, plain)
+    )
+    assert with_it == without
+
+
+def test_every_rank_leaves_a_trace_in_the_same_folder(two_ranks: tuple[Run, Path]) -> None:
+    run, home = two_ranks
+    assert (run.code, run.err) == (0, "")
+    names, summary = left_in(home)
+    stamps = {name.split(".")[1] for name in names[:2]}
+    assert [name.split(".")[0] for name in names] == ["rank0", "rank1", "summary"] and len(stamps) == 1
+    assert summary["world_size"] == 2 and [rank["rank"] for rank in summary["ranks"]] == [0, 1]
+    assert summary["roofline"]["precision"] == summary["precision"] == "bf16"
+    assert "all-reduce" in [phase["name"] for phase in summary["phases"]]
+    assert "Of 2 processes rank 0 is shown." in run.out and run.out.count("Profiling: ") == 1
+    for rank in (0, 1):
+        (trace,) = (home / "profiles").rglob(f"rank{rank}.*.gz")
+        read = read_trace(trace)
+        assert (read.rank, read.world_size) == (rank, 2)
+        assert {row.shape.images for row in analyse(read).convolutions if row.shape} == {25}
+
+
+def test_waiting_for_the_other_ranks_is_exposed_all_reduce(two_ranks: tuple[Run, Path]) -> None:
+    """The time between the last node of backward, after which DDP waits, and the end of backward."""
+    _, home = two_ranks
+    (trace,) = (home / "profiles").rglob("rank0.*.gz")
+    read = read_trace(trace)
+    analysis = analyse(read)
+    waited = 0.0
+    nodes = [event for event in read.events if event.name.startswith("autograd::engine::evaluate_function")]
+    for backward in (event for event in read.events if event.name == "phase:backward"):
+        waited += backward.end - max(node.end for node in nodes if backward.start < node.start < backward.end)
+    own = sum(event.duration for event in read.events if event.name == "phase:all-reduce")
+    assert waited > 0 and own > 0
+    assert analysis.phases["all-reduce"] >= 0.9 * (waited + own)
+    assert sum(analysis.phases.values()) == pytest.approx(analysis.total_us)
+
+
+def test_a_folder_that_cannot_be_written_costs_a_line_and_code_4(run_launch: Launch, tmp_path: Path) -> None:
+    (tmp_path / "profiles").write_text("a file")
+    run = a_run(run_launch, tmp_path / "run", *WORDS, "profile=true", cwd=tmp_path)
+    assert run.code == 4 and run.result["status"] == "finished"
+    (warning,) = (line for line in run.out.splitlines() if line.startswith("warning: "))
+    assert re.fullmatch(r"warning: profiles/\S+ could not be made: File exists; the run goes on", warning)
+    assert "conv2 [4]" in run.out, "the tables need no file"
+
+
+def test_a_full_disk_costs_a_line_and_code_4(run_launch: Launch, tmp_path: Path) -> None:
+    run = a_run(run_launch, tmp_path / "run", *WORDS, "profile=true", cwd=tmp_path, file_bytes=60_000)
+    assert run.code == 4 and "Traceback" not in run.err
+    warnings = [line for line in run.out.splitlines() if line.startswith("warning: ") and "profiles/" in line]
+    assert warnings and all(line.endswith("; the run goes on") for line in warnings)
+    assert not list((tmp_path / "profiles").rglob("*.gz")), "nothing that is cut off"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["dry_run=true"], "a dry run has one step"),
+        (
+            ["batch_size=10000"],
+            "6 steps an epoch with batch_size=10000, and 7 are needed. Type at most batch_size=9999",
+        ),
+        (["batch_size=100", "validation=59900"], "Type at most batch_size=16"),
+    ],
+)
+def test_what_has_too_few_steps_is_refused_in_one_line(words: list[str], says: str) -> None:
+    with pytest.raises(UserError, match=r"^profile=true: ") as error:
+        cli.parse(["recipe=is3", "profile=true", *words], names(), load)
+    assert says in str(error.value)
+    fitting = re.search(r"batch_size=(\d+)$", says)
+    if fitting:
+        cli.parse(["recipe=is3", "profile=true", *words[1:], f"batch_size={fitting[1]}"], names(), load)
+
+
+# The profiler itself, stepped by hand
+
+
+class Told:
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self.summaries: list[Summary] = []
+
+
+@pytest.fixture
+def by_hand(
+    runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[Profile, nn.Module, Told, Callable[..., None]]]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(collect, "measure_roofline", lambda device, precision: None)
+
+    def make() -> tuple[Profile, nn.Module, Told, Callable[..., None]]:
+        told, model = Told(), nn.Sequential(nn.Conv2d(1, 2, 3))
+        profile = Profile(
+            runtime,
+            model,
+            recipe="x",
+            facts={},
+            usually_eager=True,
+            on_problem=told.problems.append,
+            on_summary=told.summaries.append,
+        )
+        on_step = profile.after(lambda info: None)
+
+        def steps(count: int, per_epoch: int) -> None:
+            for step in range(count):
+                with profile.phase("forward"):
+                    model(torch.randn(2, 1, 8, 8)).sum().backward()
+                on_step(StepInfo(1, step + 1, per_epoch, 0.0, 2))
+
+        return profile, model, told, steps
+
+    return make
+
+
+def hooks_of(model: nn.Module) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+def test_it_is_active_from_the_first_planned_step_to_the_last_and_gone_afterwards(by_hand: Any) -> None:
+    profile, model, told, steps = by_hand()
+    planned = sum(PLANNED.values())
+    with profile:
+        assert not profile.active
+        steps(1, 100)
+        assert profile.active and hooks_of(model) == 0, "the first steps are timed plainly"
+        steps(PLANNED["settle"] + PLANNED["before"], 100)
+        assert profile.active and hooks_of(model) == 2 and profile.tracing
+        steps(PLANNED["warm up"] + PLANNED["trace"], 100)
+        assert profile.active and hooks_of(model) == 0 and not profile.tracing
+        steps(planned, 100)
+        assert not profile.active
+    (summary,) = told.summaries
+    assert summary.steps == PLANNED["trace"] and told.problems == []
+    assert len(list(Path("profiles").rglob("*.gz"))) == 1
+
+
+def test_epochs_that_are_too_short_are_told_of(by_hand: Any) -> None:
+    profile, model, told, steps = by_hand()
+    with profile:
+        for _ in range(3):
+            steps(5, 5)
+    assert told.problems == ["nothing was profiled: no epoch had 7 steps left"]
+    assert told.summaries == [] and not Path("profiles").exists() and hooks_of(model) == 0
+
+
+def test_the_shortest_epoch_that_does(by_hand: Any) -> None:
+    profile, _, told, steps = by_hand()
+    with profile:
+        steps(7, 7)
+    assert told.problems == [] and [summary.steps for summary in told.summaries] == [1]
+
+
+@pytest.mark.parametrize("after", [3, 18, 22])  # plainly timed, warming up, traced
+def test_a_run_that_ends_early_leaves_no_hook_no_file_and_its_own_error(by_hand: Any, after: int) -> None:
+    profile, model, told, steps = by_hand()
+    with pytest.raises(ZeroDivisionError), profile:  # noqa: PT012
+        steps(after, 100)
+        raise ZeroDivisionError
+    assert hooks_of(model) == 0 and not torch.autograd._profiler_enabled()
+    assert told.summaries == [] and told.problems == [] and not Path("profiles").exists()
+
+
+def test_an_interrupted_run_shows_what_it_has(by_hand: Any) -> None:
+    profile, _, told, steps = by_hand()
+    with pytest.raises(KeyboardInterrupt), profile:  # noqa: PT012
+        steps(60, 100)
+        raise KeyboardInterrupt
+    assert len(told.summaries) == 1
+
+
+def test_a_convolution_that_fails_leaves_no_open_annotation(runtime: Runtime) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3))
+    with collect.naming_convolutions(model):
+        for _ in range(2):
+            with pytest.raises(RuntimeError):
+                model(torch.randn(2, 5, 8, 8))
+        model(torch.randn(2, 1, 8, 8))
+    assert hooks_of(model) == 0

@@ -1,0 +1,533 @@
+"""A trace's time goes to the layer that spent it: attribution, arithmetic, verdict; and hostile files cost one line."""
+
+import gzip
+import json
+import random
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile, record_function
+from torch.utils.flop_counter import FlopCounterMode
+
+import recipes
+from mnist_accel.errors import UserError
+from mnist_accel.models import build_model
+from mnist_accel.phase import PHASES
+from mnist_accel.profiling import trace_file
+from mnist_accel.profiling.collect import PLANNED, naming_convolutions, plan
+from mnist_accel.profiling.compare import compare
+from mnist_accel.profiling.folder import make_folder
+from mnist_accel.profiling.layers import IDLE, Analysis, analyse
+from mnist_accel.profiling.roofline import Roofline, measure_roofline
+from mnist_accel.profiling.summary import as_json, summarise, summary_beside
+from mnist_accel.profiling.trace_file import find_traces, read_trace
+from mnist_accel.profiling.verdict import adding_up, judge
+
+RECIPES = recipes.names()
+
+
+def traced(
+    network: nn.Module,
+    folder: Path,
+    *,
+    steps: int = 3,
+    batch: int = 8,
+    annotated: bool = True,
+    step: Callable[[], None] | None = None,
+    **settings: Any,
+) -> tuple[Path, profile]:
+    """A trace of training steps on random images, with our annotations or as anybody would take it."""
+    images, labels = torch.randn(batch, 1, 28, 28), torch.arange(batch) % 10
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+
+    def phase(name: str) -> Any:
+        return record_function(f"phase:{name}") if annotated else record_function("nothing of ours")
+
+    def usual_step() -> None:
+        with phase("forward"):
+            logits = network(images)
+        with phase("loss"):
+            wide = logits.shape[1] == 10
+            loss = F.cross_entropy(logits, labels) if wide else logits.square().mean()
+        with phase("backward"):
+            loss.backward()
+        with phase("optimizer"):
+            optimizer.step()
+            optimizer.zero_grad()
+
+    step = step or usual_step
+    step()
+    path = folder / "here.1.pt.trace.json"
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True, **settings) as profiler:
+        for number in range(steps):
+            with record_function(f"ProfilerStep#{number}"):
+                if annotated:
+                    with naming_convolutions(network):
+                        step()
+                else:
+                    step()
+    profiler.export_chrome_trace(str(path))
+    return path, profiler
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def of_recipe(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Analysis, profile]:
+    torch.manual_seed(0)
+    network = build_model(recipes.load(request.param).model, 0.1).to(memory_format=torch.channels_last)
+    path, profiler = traced(network, tmp_path_factory.mktemp(request.param))
+    return network, analyse(read_trace(path)), profiler
+
+
+# Attribution
+
+
+def test_there_is_a_row_for_every_convolution_under_its_module_s_name(of_recipe: Any) -> None:
+    network, analysis, _ = of_recipe
+    modules = {name: module for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
+    assert [row.module for row in analysis.convolutions] == list(modules)
+    for row, module in zip(analysis.convolutions, modules.values(), strict=True):
+        assert row.shape is not None and row.calls == analysis.steps == 3
+        assert (row.shape.channels_in, row.shape.channels_out) == (module.in_channels, module.out_channels)
+        assert (row.shape.kernel, row.shape.stride) == (module.kernel_size, module.stride)
+        assert row.shape.padding == module.padding and row.shape.item_bytes == 4
+        assert row.forward_us > 0 and row.backward_us > 0
+
+
+def test_layers_add_up_to_the_profiler_s_own_totals(of_recipe: Any) -> None:
+    _, analysis, profiler = of_recipe
+    totals = {event.key: event.cpu_time_total for event in profiler.key_averages()}
+    forward = sum(row.forward_us for row in analysis.convolutions)
+    backward = sum(row.backward_us for row in analysis.convolutions)
+    assert forward == pytest.approx(totals["aten::conv2d"], rel=0.05)
+    assert backward == pytest.approx(totals["autograd::engine::evaluate_function: ConvolutionBackward0"], rel=0.05)
+
+
+def test_backward_time_is_that_of_the_node_with_the_call_s_number(of_recipe: Any) -> None:
+    """Read once more, by hand: the nodes come in the opposite order of the layers."""
+    _, analysis, profiler = of_recipe
+    nodes = [e for e in profiler.events() if e.name == "autograd::engine::evaluate_function: ConvolutionBackward0"]
+    nodes.sort(key=lambda event: event.time_range.start)
+    layers = len(analysis.convolutions)
+    assert len(nodes) == 3 * layers
+    for index, row in enumerate(reversed(analysis.convolutions)):
+        by_hand = sum(node.time_range.elapsed_us() for node in nodes[index::layers])
+        assert row.backward_us == pytest.approx(by_hand, rel=0.05)
+
+
+def test_phases_and_parts_each_account_for_the_whole_step(of_recipe: Any) -> None:
+    _, analysis, _ = of_recipe
+    assert sum(analysis.phases.values()) == pytest.approx(analysis.total_us, rel=1e-6)
+    assert sum(analysis.parts.values()) == pytest.approx(analysis.total_us, rel=1e-6)
+    assert {"forward", "loss", "backward", "optimizer"} <= set(analysis.phases) <= {*PHASES, "between"}
+    by_kind: dict[str, float] = {}
+    for owner, duration in analysis.parts.items():
+        by_kind[owner.kind] = by_kind.get(owner.kind, 0.0) + duration
+    assert by_kind["convolution forward"] == pytest.approx(sum(row.forward_us for row in analysis.convolutions))
+    assert by_kind["other layers"] > 0 and by_kind["optimizer"] > 0 and by_kind["loss"] > 0
+
+
+def test_the_first_convolution_has_no_input_gradient_and_the_others_have(of_recipe: Any) -> None:
+    _, analysis, _ = of_recipe
+    first, *others = analysis.convolutions
+    assert first.input_flop == 0 and first.weight_flop == first.forward_flop > 0
+    assert all(row.input_flop == row.weight_flop == row.forward_flop > 0 for row in others)
+
+
+def test_a_trace_without_our_annotations_gives_the_same_rows(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = build_model("onepoch", 0.1)
+    path, profiler = traced(network, tmp_path, annotated=False)
+    analysis = analyse(read_trace(path))
+    assert [str(row.shape) for row in analysis.convolutions] == ["8×1×28² → 5×26², 3²", "8×5×13² → 32×11², 3²"]
+    totals = {event.key: event.cpu_time_total for event in profiler.key_averages()}
+    node = "autograd::engine::evaluate_function: ConvolutionBackward0"
+    assert sum(row.backward_us for row in analysis.convolutions) == pytest.approx(totals[node], rel=0.05)
+    assert {"forward", "backward", "optimizer", "loss"} <= set(analysis.phases)
+    assert summarise(analysis, None).convolutions[1].name == "conv2"
+
+
+def test_a_trace_without_marked_steps_is_cut_at_the_optimizer_s(tmp_path: Path) -> None:
+    network = build_model("is3", 0.0)
+    path, _ = traced(network, tmp_path, steps=4, annotated=False)
+    said = json.loads(path.read_text())
+    for event in said["traceEvents"]:
+        event["name"] = event.get("name", "").replace("ProfilerStep#", "around ")
+    path.write_text(json.dumps(said))
+    analysis = analyse(read_trace(path))
+    assert analysis.steps == 3  # between four
+    assert [row.calls for row in analysis.convolutions] == [3, 3]
+
+
+def test_a_convolution_that_needs_no_gradient_is_not_given_the_next_one_s_backward(tmp_path: Path) -> None:
+    """Both carry the same sequence number: only the second made a node."""
+    teacher, student = nn.Conv2d(1, 2, 3), nn.Conv2d(1, 4, 3)
+    images = torch.randn(2, 1, 8, 8)
+
+    def step() -> None:
+        with torch.no_grad():
+            teacher(images)
+        student(images).sum().backward()
+
+    path, _ = traced(student, tmp_path, annotated=False, step=step)
+    without, with_gradient = analyse(read_trace(path)).convolutions
+    assert without.backward_us == 0 and without.weight_flop == 0
+    assert with_gradient.backward_us > 0 and with_gradient.weight_flop > 0
+
+
+def test_a_module_that_is_called_twice_has_two_rows(tmp_path: Path) -> None:
+    twice = nn.Conv2d(2, 2, 3, padding=1)
+    images = torch.randn(2, 2, 8, 8)
+    path, _ = traced(nn.Sequential(twice), tmp_path, step=lambda: twice(twice(images)).sum().backward())
+    rows = summarise(analyse(read_trace(path)), None).convolutions
+    assert [row.name for row in rows] == ["conv1", "conv2"] and [row.module for row in rows] == ["0", "0"]
+    assert [row.gflop_input_gradient for row in rows] == [0, rows[0].gflop_forward]
+
+
+def test_autocast_counts_two_bytes_a_number_and_casts_belong_to_their_layer(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3))
+    images = torch.randn(4, 1, 28, 28)
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            output = network(images)
+        output.sum().backward()
+
+    path, profiler = traced(network, tmp_path, step=step)
+    (row,) = analyse(read_trace(path)).convolutions
+    assert row.shape is not None and row.shape.item_bytes == 2
+    outermost = [e for e in profiler.events() if e.name == "aten::conv2d" and e.cpu_parent.name != "aten::conv2d"]
+    assert row.forward_us == pytest.approx(sum(e.time_range.elapsed_us() for e in outermost), rel=0.05)
+
+
+# A GPU's trace, event by event
+
+
+def gpu_trace(folder: Path) -> Path:
+    """One step of 100 µs: backward on a thread of its own, kernels later than their launches, a hidden and an exposed
+    all-reduce, and 30 µs in which the device has nothing to do."""
+
+    def event(category: str, name: str, thread: int, start: float, duration: float, **details: Any) -> dict[str, Any]:
+        return {"ph": "X", "cat": category, "name": name, "pid": 1, "tid": thread, "ts": start, "dur": duration} | {
+            "args": {key.replace("_", " "): value for key, value in details.items()}
+        }
+
+    dims = [[8, 4, 10, 10], [6, 4, 3, 3], [6], [], [], [], [], [], []]
+    said = ["", "", "", "[1, 1]", "[0, 0]", "[1, 1]", "False", "[0, 0]", "1"]
+    gradient = [[8, 6, 8, 8], [8, 4, 10, 10], [6, 4, 3, 3], [], [], [], [], [], [], [], []]
+    asked = ["", "", "", "[6]", "[1, 1]", "[0, 0]", "[1, 1]", "False", "[0, 0]", "1", "[False, True, True]"]
+    half = ["c10::Half"] * 3
+    events = [
+        event("user_annotation", "ProfilerStep#7", 1, 0, 100),
+        event("user_annotation", "phase:forward", 1, 5, 15),
+        event("user_annotation", "layer:stem.conv", 1, 5, 10),
+        event("cpu_op", "aten::conv2d", 1, 6, 8, Sequence_number=3, External_id=1),
+        event("cpu_op", "aten::convolution", 1, 7, 6, **{"Sequence number": 3, "External id": 2, "Input Dims": dims})
+        | {"args": {"Sequence number": 3, "Input Dims": dims, "Concrete Inputs": said, "Input type": half}},
+        event("cuda_runtime", "cudaLaunchKernel", 1, 8, 1, correlation=11),
+        event("cpu_op", "aten::relu", 1, 16, 3, Sequence_number=4, External_id=5),
+        event("user_annotation", "phase:backward", 1, 25, 60),
+        event("cpu_op", "autograd::engine::evaluate_function: ReluBackward0", 2, 26, 4, Sequence_number=4),
+        event("cuda_runtime", "cudaLaunchKernel", 2, 27, 1, correlation=12),
+        event("cpu_op", "autograd::engine::evaluate_function: ConvolutionBackward0", 2, 31, 9, Sequence_number=3),
+        event("cpu_op", "aten::convolution_backward", 2, 32, 7)
+        | {"args": {"Input Dims": gradient, "Concrete Inputs": asked, "Input type": half}},
+        event("cuda_runtime", "cudaLaunchKernel", 2, 33, 1, correlation=13),
+        event("kernel", "a convolution", 7, 20, 10, correlation=11, External_id=1),
+        event("kernel", "relu", 7, 30, 5, External_id=5),  # an old trace: no launch, only the operation
+        event("kernel", "relu backward", 7, 35, 5, correlation=12),
+        event("kernel", "convolution backward", 7, 40, 20, correlation=13),
+        event("kernel", "ncclDevKernel_AllReduce_Sum_f32_RING_LL", 20, 50, 20),  # 10 of 20 behind the one above
+        event("kernel", "of an earlier step", 7, 70, 20, correlation=999),
+    ]
+    path = folder / "gpu.json"
+    path.write_text(json.dumps({"traceEvents": events, "distributedInfo": {"rank": 1, "world_size": 2}}))
+    return path
+
+
+def test_on_a_gpu_the_device_s_time_counts_and_its_idleness_is_launch_overhead(tmp_path: Path) -> None:
+    trace = read_trace(gpu_trace(tmp_path))
+    assert (trace.rank, trace.world_size) == (1, 2)
+    analysis = analyse(trace)
+    assert analysis.on_gpu and analysis.total_us == 100
+    (row,) = analysis.convolutions
+    assert (row.module, row.forward_us, row.backward_us) == ("stem.conv", 10, 20)
+    assert row.shape is not None and row.shape.item_bytes == 2 and row.input_flop == 0
+    assert analysis.phases == {"forward": 15, "backward": 25, "all-reduce": 10, IDLE: 30, "between": 20}
+    said = judge(analysis, ["stem.conv"])
+    assert {part.name: part.percent for part in said.parts} == {
+        "launch overhead": 30,
+        "stem.conv's backward": 20,
+        "operations outside of layers": 20,
+        "stem.conv's forward": 10,
+        "other layers": 10,
+        "exposed all-reduce": 10,
+    }
+    assert said.sentence.startswith("Launch overhead bounds this run: 30% of the step")
+    assert analysis.eager
+
+
+def test_a_captured_graph_is_noticed(tmp_path: Path) -> None:
+    path = gpu_trace(tmp_path)
+    path.write_text(path.read_text().replace("cudaLaunchKernel", "cudaGraphLaunch"))
+    assert not summarise(analyse(read_trace(path)), None).eager
+
+
+# Arithmetic
+
+
+@pytest.mark.parametrize(
+    ("module", "images", "flop", "numbers"),
+    [
+        # 64 × 26² × 5 outputs of 9 products each; 64 × 28² inputs, 45 weights, 64 × 5 × 26² outputs
+        (nn.Conv2d(1, 5, 3), (64, 1, 28, 28), 2 * 64 * 676 * 5 * 9, 50_176 + 45 + 216_320),
+        (nn.Conv2d(16, 32, 5, stride=2, padding=2), (4, 16, 28, 28), 2 * 4 * 196 * 32 * 400, None),
+        (nn.Conv2d(8, 16, 3, dilation=2, bias=False), (2, 8, 14, 14), 2 * 2 * 100 * 16 * 72, None),
+        (nn.Conv2d(8, 8, 3, groups=8, padding=1), (2, 8, 14, 14), 2 * 2 * 196 * 8 * 9, None),
+        (nn.Conv2d(4, 6, (1, 3)), (2, 4, 5, 9), 2 * 2 * 5 * 7 * 6 * 12, None),
+        (nn.Conv2d(4, 6, 3, padding="same"), (2, 4, 5, 9), 2 * 2 * 45 * 6 * 36, None),
+        (nn.Conv1d(4, 6, 3), (2, 4, 9), 2 * 2 * 7 * 6 * 12, None),
+        (nn.ConvTranspose2d(4, 6, 3, stride=2, output_padding=1), (2, 4, 5, 5), 2 * 2 * 25 * 6 * 36, None),
+    ],
+)
+def test_flops_equal_the_arithmetic_on_paper_and_torch_s_own_count(
+    module: nn.Module, images: tuple[int, ...], flop: int, numbers: int | None, tmp_path: Path
+) -> None:
+    inputs = torch.randn(images, requires_grad=True)
+
+    def step() -> Tensor:
+        output = module(inputs)
+        output.sum().backward()
+        return output
+
+    path, _ = traced(module, tmp_path, steps=1, step=step)
+    (row,) = analyse(read_trace(path)).convolutions
+    assert row.shape is not None
+    assert (row.forward_flop, row.weight_flop, row.input_flop) == (flop, flop, flop)
+    assert row.shape.output == step().shape[2:]
+    if numbers is not None:
+        assert row.bytes == 3 * 4 * numbers
+    with FlopCounterMode(display=False) as counter:
+        module(inputs)
+    assert counter.get_total_flops() == flop
+    if getattr(module, "groups", 1) == 1:  # torch counts the weights' gradient of groups too often
+        with FlopCounterMode(display=False) as counter:
+            step()
+        assert counter.get_total_flops() == 3 * flop
+
+
+def test_achieved_intensity_and_percent_of_the_roof_follow_from_the_times(tmp_path: Path) -> None:
+    path, _ = traced(build_model("onepoch", 0.0), tmp_path)
+    analysis = analyse(read_trace(path))
+    analysis.convolutions[1].forward_us, analysis.convolutions[1].backward_us = 1_000.0, 2_000.0
+    row = summarise(analysis, Roofline("fp32", 100.0, 0.01)).convolutions[1]
+    flop = 3 * 3 * 2 * 8 * 121 * 32 * 45  # steps, passes
+    assert row.gflops == pytest.approx(flop / 3e-3 / 1e9)
+    moved = 3 * 3 * 4 * (8 * 5 * 169 + 32 * 45 + 8 * 32 * 121)
+    assert row.intensity == pytest.approx(flop / moved)
+    assert row.roofline_percent == pytest.approx(100 * row.gflops / (0.01 * row.intensity))
+    assert row.roofline_percent > 100, "printed as it is"
+    assert summarise(analysis, None).convolutions[1].roofline_percent is None
+
+
+def test_the_machine_s_reach_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mnist_accel.profiling.roofline.SIDE", {"cpu": 64})
+    monkeypatch.setattr("mnist_accel.profiling.roofline.COPIED", {"cpu": 2**20})
+    for precision in ("fp32", "bf16"):
+        measured = measure_roofline(torch.device("cpu"), precision)
+        assert measured.matmul_gflops > 0 and measured.copy_gb_s > 0
+        assert measured.reach(1e-9) < measured.reach(1e9) == measured.matmul_gflops
+
+
+# Verdict
+
+
+def test_percentages_add_up_to_100_whatever_the_times() -> None:
+    draw = random.Random(0)
+    for _ in range(2_000):
+        count = draw.randint(1, 30)
+        kinds: tuple[Callable[[], float], ...] = (draw.random, lambda: 1.0, lambda: 10 ** draw.uniform(-9, 9))
+        values = [draw.choice(kinds)() for _ in range(count)]
+        percents = adding_up(values)
+        assert sum(percents) == 100 and min(percents) >= 0
+        whole = sum(values)
+        assert all(abs(percent - 100 * value / whole) < 1 for percent, value in zip(percents, values, strict=True))
+    assert adding_up([]) == [] and adding_up([0.0]) == [0]
+
+
+def test_the_verdict_names_the_largest_part(of_recipe: Any) -> None:
+    _, analysis, _ = of_recipe
+    names = [f"conv{number + 1}" for number in range(len(analysis.convolutions))]
+    said = judge(analysis, names)
+    assert sum(part.percent for part in said.parts) == 100
+    assert sum(part.ms for part in said.parts) == pytest.approx(analysis.total_us / analysis.steps / 1000)
+    assert [part.ms for part in said.parts] == sorted((part.ms for part in said.parts), reverse=True)
+    if said.parts[0].name != "other layers":
+        assert said.sentence.lower().startswith(said.parts[0].name.lower())
+    assert {f"{name}'s {way}" for name in names for way in ("forward", "backward")} <= {p.name for p in said.parts}
+
+
+# When
+
+
+def test_what_is_planned_fits_into_the_epoch_and_has_every_part() -> None:
+    for left in range(200):
+        planned = plan(left)
+        assert len(planned) <= left
+        if left < len(PLANNED):
+            assert planned == []
+            continue
+        assert list(dict.fromkeys(planned)) == list(PLANNED), "every part, once, in this order"
+    assert {what: plan(199).count(what) for what in PLANNED} == PLANNED
+
+
+def test_two_profiles_within_a_second_get_two_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda form: "now")
+    assert [make_folder("is3")[0] for _ in range(3)] == [f"profiles/is3-now{end}" for end in ("", "-2", "-3")]
+
+
+# Two traces
+
+
+def test_a_comparison_matches_by_name_and_shape_and_lists_the_rest(tmp_path: Path) -> None:
+    path, _ = traced(build_model("onepoch", 0.0), tmp_path)
+    summary = summarise(analyse(read_trace(path)), None)
+    slower = analyse(read_trace(path))
+    slower.convolutions[0].forward_us *= 3
+    slower.convolutions[1].shape = None
+    compared = compare(summarise(slower, None), summary)
+    words = {change.name: change.word for change in compared.layers}
+    assert words == {"conv1 forward": "slower", "conv1 backward": "same"}
+    assert compared.only_here == ["conv2 "] and compared.only_there == ["conv2 8×5×13² → 32×11², 3²"]
+    assert compared.step.factor == 1
+
+
+# Files that are none of ours
+
+
+def nested(depth: int) -> str:
+    return "[" * depth + "]" * depth
+
+
+def an_event(**changes: Any) -> dict[str, Any]:
+    return {"ph": "X", "cat": "cpu_op", "name": "aten::conv2d", "pid": 1, "tid": 1, "ts": 1.0, "dur": 2.0} | changes
+
+
+def with_event(**changes: Any) -> str:
+    return json.dumps({"traceEvents": [an_event(**changes)]})
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "not a JSON object"),
+        (b"\x00\xff\xfe", "no text"),
+        (b"[1, 2]", "not a JSON object"),
+        (b'{"a": 1}', "no list of traceEvents"),
+        (b'{"traceEvents": 7}', "no list of traceEvents"),
+        (b'{"traceEvents": [', "cut off"),
+        (b'{"traceEvents": []', "cut off"),
+        (b'{"traceEvents": [{"ph": "X"', "cut off"),
+        (b'{"traceEvents": [] "more"}', "cut off"),
+        (b"{1: 2}", "not valid JSON"),
+        (b'{"traceEvents": []}', "holds no operation"),
+        (b'{"traceEvents": [1, null, "x", {}, {"ph": 3}, {"ph": "X", "cat": "cpu_op"}]}', "holds no operation"),
+        (with_event(ts="soon"), "ts='soon', no number"),
+        (with_event(dur=None), "dur='None', no number"),
+        (with_event(ts=True), "ts='True', no number"),
+        (with_event(dur=-5), "ends before it begins"),
+        ('{"traceEvents": [{"ph": "X", "cat": "cpu_op", "name": "x", "ts": NaN, "dur": 1}]}', "not valid JSON"),
+        ('{"traceEvents": [{"ph": "X", "cat": "cpu_op", "name": "x", "ts": 1e999, "dur": 1}]}', "no number"),
+        ('{"traceEvents": [{"ph": "X", "cat": "cpu_op", "name": "x", "ts": 9' + "9" * 5000 + ', "dur": 1}]}', ""),
+        ('{"traceEvents": ' + nested(100_000) + "}", "nested too deeply"),
+        ('{"x": ' + nested(100_000) + ', "traceEvents": []}', "nested too deeply"),
+        (gzip.compress(b'{"traceEvents": []}')[:-6], "gzip file is cut off"),
+        (b"\x1f\x8b" + b"rubbish" * 9, "gzip file is damaged"),
+        (gzip.compress(b" " * 70_000), "unpacks to more than"),
+    ],
+)
+def test_a_foreign_or_damaged_file_costs_one_line(
+    content: bytes | str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if says == "unpacks to more than":
+        monkeypatch.setattr(trace_file, "LARGEST_TRACE", 2**16)
+    path = tmp_path / "x.json"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(UserError) as error:
+        analyse(read_trace(path))
+    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value) and len(str(error.value)) < 400
+    assert says in str(error.value)
+
+
+def test_a_file_is_never_read_beyond_its_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"traceEvents": [an_event(args={"x": "y" * 5000})]}))
+    for name, value, says in (
+        ("LARGEST_TRACE", 100, "larger than"),
+        ("LARGEST_EVENT", 1000, "larger than any trace has"),
+        ("MOST_EVENTS", 0, "more than 0 events"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(trace_file, name, value)
+            with pytest.raises(UserError, match=says):
+                read_trace(path)
+    assert len(read_trace(path).events) == 1
+
+
+ODD = (None, True, "x", "[1,", -1, 2**70, 1.5, [], [[]], [[1, "x"]], [["a"]], {}, [None], ["[1, 1]"], [[[1]]])
+
+
+def test_odd_values_within_an_event_never_raise(tmp_path: Path) -> None:
+    """A trace of a real network in which anything may stand where a number, a list or a name should."""
+    path, _ = traced(build_model("onepoch", 0.1), tmp_path, steps=1)
+    said = json.loads(path.read_text())
+    events = said["traceEvents"]
+    draw = random.Random(0)
+    for _ in range(60):
+        broken = json.loads(json.dumps(events))
+        for event in broken:
+            details = event.get("args")
+            if isinstance(details, dict) and draw.random() < 0.5:
+                for key in details:
+                    if draw.random() < 0.5:
+                        details[key] = draw.choice(ODD)
+            if draw.random() < 0.02:
+                event["args"] = draw.choice(ODD)
+            if draw.random() < 0.02:
+                event[draw.choice(("tid", "pid", "cat", "ph"))] = draw.choice(ODD)
+        (tmp_path / "odd.json").write_text(json.dumps({"traceEvents": broken, "distributedInfo": draw.choice(ODD)}))
+        with suppress(UserError):
+            as_json(summarise(analyse(read_trace(tmp_path / "odd.json")), Roofline("fp32", 1.0, 1.0)))
+
+
+def test_folders(tmp_path: Path) -> None:
+    for missing in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(UserError) as error:
+            find_traces(missing)
+        assert "\n" not in str(error.value)
+    for name in ("rank10.5.pt.trace.json.gz", "rank2.5.pt.trace.json.gz", "rank0.5.pt.trace.json.gz", "summary.json"):
+        (tmp_path / name).write_text("{}")
+    assert [path.name.partition(".")[0] for path in find_traces(tmp_path)] == ["rank0", "rank2", "rank10"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"roofline": {"matmul_gflops": "x"}}', nested(50_000), '{"steps": NaN}', "\udcff"],
+)
+def test_a_damaged_summary_beside_a_trace_is_passed_over(content: str, tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_bytes(content.encode(errors="surrogateescape"))
+    found, why = summary_beside(tmp_path / "x.json")
+    assert found is None and why.endswith("does not tell what its machine reaches")
+
+
+def test_a_summary_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    path, _ = traced(build_model("is3", 0.0), tmp_path)
+    summary = summarise(analyse(read_trace(path)), Roofline("fp32", 10.0, 5.0), trace=path.name)
+    (tmp_path / "summary.json").write_text(as_json(summary))
+    assert summary_beside(path) == (summary, "")

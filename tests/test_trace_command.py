@@ -1,0 +1,217 @@
+"""``python -m mnist_accel trace``: shown from a trace alone, two compared, how to open it; a mistake costs a line."""
+
+import gzip
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from test_profiling import gpu_trace, nested, traced
+
+from mnist_accel.commands import trace
+from mnist_accel.errors import UserError
+from mnist_accel.models import build_model
+from mnist_accel.profiling.layers import analyse
+from mnist_accel.profiling.roofline import Roofline
+from mnist_accel.profiling.summary import Cost, RankTimes, Summary, as_json, summarise
+from mnist_accel.profiling.trace_file import read_trace
+from mnist_accel.report_profile import show_profile
+
+PROJECT = Path(__file__).resolve().parents[1]
+Said = Callable[..., list[str]]
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as profile=true leaves it."""
+    folder = tmp_path_factory.mktemp("profiles") / "onepoch-now"
+    folder.mkdir()
+    path, _ = traced(build_model("onepoch", 0.1), folder)
+    (folder / "rank0.1.pt.trace.json.gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.rename(folder / "rank1.1.pt.trace.json")
+    summary = summarise(
+        analyse(read_trace(folder / "rank0.1.pt.trace.json.gz")),
+        Roofline("fp32", 123.0, 45.0),
+        recipe="onepoch",
+        batch_size=8,
+        precision="fp32",
+        machine={"cpu": "a [b]machine[/b]", "threads": 1},
+        trace="rank0.1.pt.trace.json.gz",
+        folder=str(folder),
+        cost=Cost(3.0, 2.0, [2.0], [3.0], [2.0, 2.0], 0.5),
+        ranks=[RankTimes(0, 3.0, 2.0)],
+    )
+    (folder / "summary.json").write_text(as_json(summary))
+    return folder
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Said:
+    def said(*words: str) -> list[str]:
+        assert trace.main(list(words)) == 0
+        return [line.rstrip() for line in capsys.readouterr().out.splitlines() if line.strip()]
+
+    return said
+
+
+def cells(lines: list[str], first: str) -> list[str]:
+    return next(row for row in (re.split(r" {2,}", line.strip()) for line in lines) if row[0] == first)
+
+
+def test_a_folder_s_first_trace_is_shown_with_what_the_run_measured(said: Said, profile: Path) -> None:
+    lines = said(str(profile))
+    assert lines[0] == f"trace     {profile / 'rank0.1.pt.trace.json.gz'}"
+    assert lines[1:3] == ["recipe    onepoch, batch 8, fp32", "machine   cpu a [b]machine[/b], threads 1"]
+    assert "% of the step" in lines[3]
+    assert cells(lines, "conv2 [6]")[1] == "8×5×13² → 32×11², 3²" and "-" not in cells(lines, "conv2 [6]")
+    assert any("matrix product 123 GFLOP/s, copy 45 GB/s" in line for line in lines)
+    assert any(
+        line.startswith("Profiling: a step took 3.00 ms with it and 2.00 ms without (1.50 times") for line in lines
+    )
+    assert any(f"tensorboard --logdir {profile}" in line for line in lines)
+    assert any("https://ui.perfetto.dev" in line for line in lines)
+
+
+def test_a_trace_taken_elsewhere_says_what_cannot_be_had(said: Said, tmp_path: Path) -> None:
+    path, _ = traced(build_model("is3", 0.0), tmp_path, annotated=False)
+    path = path.rename(tmp_path / "theirs.json")
+    lines = said(f"path={path}")
+    assert cells(lines, "conv2")[-1] == "-"
+    assert any(line.startswith("No percent of the roof: there is no summary.json beside the trace") for line in lines)
+    assert not any(line.startswith("Profiling") for line in lines)
+    assert any("names that end in .pt.trace.json" in line for line in lines)
+
+
+def test_a_gpu_s_trace(said: Said, tmp_path: Path) -> None:
+    lines = said(str(gpu_trace(tmp_path)))
+    assert "Launch overhead bounds this run: 30% of the step" in lines[1]
+    assert "Of 2 processes rank 1 is shown." in lines
+    assert cells(lines, "launch overhead")[1:3] == ["0.03", "30.0"]
+
+
+def test_two_are_compared_layer_by_layer(said: Said, profile: Path, tmp_path: Path) -> None:
+    network = build_model("onepoch", 0.1)
+    path, _ = traced(network, tmp_path, batch=8)
+    slowed = json.loads(path.read_text())
+    for event in slowed["traceEvents"]:
+        for key in ("ts", "dur"):
+            if key in event:
+                event[key] *= 100
+    path.write_text(json.dumps(slowed))
+    lines = said(str(profile), f"against={path}")
+    start = lines.index(f"Against {path}:")
+    for name in ("the step", "forward", "backward", "conv1 forward", "conv2 backward"):
+        assert cells(lines[start:], name)[-1] == "faster"
+    other = tmp_path / "other"
+    other.mkdir()
+    path, _ = traced(build_model("is3", 0.0), other)
+    lines = said(str(profile), f"against={path}")
+    assert any(line.startswith("Only in this trace: conv1 8×1×28² → 5×26², 3²; conv2 ") for line in lines)
+    assert any(line.startswith("Only in the other: conv1 8×1×28² → 16×24², 5²") for line in lines)
+
+
+def test_a_missing_extra_is_a_line_that_says_how_to_install_it(
+    said: Said, profile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for found, says in ((lambda name: None, True), (lambda name: name, False)):
+        monkeypatch.setattr(trace, "find_spec", found)
+        told = [line for line in said(str(profile)) if "pip install -e '.[profile]'" in line]
+        assert len(told) == says
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["against=x"], "trace: no path given. Type python -m mnist_accel trace PATH against=OTHER"),
+        (["nowhere"], "nowhere: there is no such file or folder. Name a trace, or a folder of profiles/"),
+        (["path=nowhere"], "nowhere: there is no such file or folder. Name a trace, or a folder of profiles/"),
+        (["{here}", "other"], "other: a second path beside {here}. Type against=other to compare the two"),
+        (["{here}", "against=nowhere"], "nowhere: there is no such file or folder. Name a trace, or a folder"),
+        (["{here}", "path={here}"], "path={here}: path is typed twice"),
+        (["{here}", "agianst=x"], "agianst=x: no such key. Did you mean against=x?"),
+        (["{here}", "--against=x"], "--against=x: keys have no dashes"),
+        (["x" * 5000], "x" * 5000 + ": cannot be read (File name too long)"),
+        (["~no_such_user/x"], "~no_such_user/x: there is no such home folder"),
+        (["{empty}"], "{empty}: holds no trace (*.pt.trace.json.gz). Name a folder that profile=true has made"),
+    ],
+)
+def test_a_mistake_costs_one_line(words: list[str], says: str, profile: Path, tmp_path: Path) -> None:
+    places = {"here": str(profile), "empty": str(tmp_path)}
+    with pytest.raises(UserError) as error:
+        trace.main([word.format(**places) for word in words])
+    assert str(error.value).startswith(says.format(**places)) and "\n" not in str(error.value)
+
+
+def test_a_path_with_an_equals_sign_is_a_path(said: Said, profile: Path, tmp_path: Path) -> None:
+    (tmp_path / "lr=0.1").symlink_to(profile)
+    assert said(str(tmp_path / "lr=0.1"))[0].startswith("trace ")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        gzip.compress(b" " * 400_000_000, 1),  # 1.7 MB that unpack to more than is read
+        gzip.compress(json.dumps({"traceEvents": []}).encode())[:-9],
+        ('{"traceEvents": ' + nested(1_000_000) + "}").encode(),
+        ('{"traceEvents": [' + "[]," * 1_000_000 + "[]]").encode(),
+        json.dumps({"traceEvents": [{"ph": "X", "cat": "cpu_op", "name": "x", "ts": "1", "dur": 1}]}).encode(),
+        json.dumps({"images": [1, 2]}).encode(),
+    ],
+    ids=["bomb", "truncated", "nested", "unclosed", "strings", "foreign"],
+)
+def test_hostile_files_end_a_real_process_with_one_line_and_code_2(
+    content: bytes, tmp_path: Path, clean_environment: dict[str, str]
+) -> None:
+    path = tmp_path / "x.pt.trace.json.gz"
+    path.write_bytes(content)
+    ended = subprocess.run(
+        [sys.executable, "-m", "mnist_accel", "trace", str(path)],
+        cwd=PROJECT,
+        env=clean_environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith(f"error: {path}: ") and ended.stderr.count("\n") == 1
+    assert [left.name for left in tmp_path.iterdir()] == [path.name]
+
+
+# On screens of any width
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_nothing_is_cut_in_two_at_any_width(columns: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    path, _ = traced(build_model("sub20k", 0.1), tmp_path)
+    summary = summarise(
+        analyse(read_trace(path)), Roofline("fp32", 1.0, 1.0), cost=Cost(3.0, 2.0, [2.0], [3.0], [], 0.5)
+    )
+    show_profile(Console(width=columns, force_terminal=True, color_system=None, highlight=False), summary)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= columns
+    for word in ("conv9 [30]", "backward", "the step", "8×16×24²", "Profiling:", "references,"):
+        assert any(word in line for line in lines), f"{word} is cut in two"
+    assert sum(line.startswith("conv9 [30]") for line in lines) == (1 if columns == 200 else 2)
+
+
+def test_what_ran_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path, _ = traced(build_model("onepoch", 0.1), tmp_path)
+    summary = summarise(analyse(read_trace(path)), None)
+
+    def shown(**changes: Any) -> str:
+        changed: Summary = replace(summary, **changes)
+        show_profile(Console(width=300), changed)
+        return capsys.readouterr().out
+
+    assert "graph" not in shown()
+    assert "A captured graph trains; it was set aside for these steps, which ran eagerly." in shown(usually_eager=False)
+    assert "A captured graph ran in these steps" in shown(eager=False)
+    assert "There is no convolution in these steps." in shown(convolutions=[])
