@@ -386,6 +386,7 @@ def test_every_convolution_is_timed_alone_and_in_the_step(
     rows = convolutions.measure(recipe, make_runtime(), data, rounds=1, repeats=1)
     assert [row.name for row in rows] == ["0", "6"]
     assert all(row.in_step > 0 and row.alone > 0 and 0 < row.share < 100 for row in rows)
+    assert list((tmp_path / "profiles").iterdir()) == []
 
 
 def test_alone_a_convolution_is_given_what_it_has_in_a_step(runtime: Runtime, data: Dataset) -> None:

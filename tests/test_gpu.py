@@ -305,3 +305,16 @@ def started_with_little_memory(
     return subprocess.run(
         [sys.executable, "-c", code, "launch.py", *words], cwd=root, env=environment, capture_output=True, text=True
     )
+
+
+def test_a_profile_counts_the_device_s_time(run_launch: Launch, tmp_path: Path) -> None:
+    words = ("recipe=efficient25k", "dataset=synthetic", "validation=50000", "profile=true", f"out={tmp_path / 'run'}")
+    ended = run_launch(*words, cwd=tmp_path, env=WITH_GPU)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    (folder,) = (tmp_path / "profiles").iterdir()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["on_gpu"] and len(summary["convolutions"]) == 3
+    assert all(row["forward_ms"] > 0 and row["backward_ms"] > 0 for row in summary["convolutions"])
+    assert sum(phase["share"] for phase in summary["phases"]) == pytest.approx(100)
+    assert sum(part["percent"] for part in summary["verdict"]["parts"]) == 100
+    assert "launch overhead" in [part["name"] for part in summary["verdict"]["parts"]]
