@@ -22,9 +22,13 @@ STOPPED = "stopped by {}; resume=auto goes on from there\n"
 
 
 def can_be_gone_on_with(job: Job, words: Sequence[str]) -> None:
-    """From its newest checkpoint, at the step that it says it stopped at."""
     _, resumed = checked(*words, f"out={job.folder}", "resume=auto")
     assert resumed is not None and resumed.complaints == () and resumed.checkpoint.path == job.checkpoints[0]
+
+
+def lost_nothing(job: Job, words: Sequence[str]) -> None:
+    """It can be gone on with at the very step that it stopped at."""
+    can_be_gone_on_with(job, words)
     assert int(job.checkpoints[0].stem[5:]) == result_of(job.folder)["optimizer_steps"]
 
 
@@ -126,7 +130,7 @@ def test_sigterm_saves_says_so_in_one_line_and_ends_with_143(
     code, out, err = job.end()
     assert (code, err) == (143, STOPPED.format("SIGTERM")) and "Traceback" not in out
     assert result_of(late)["status"] == "interrupted"
-    can_be_gone_on_with(job, WORDS)
+    lost_nothing(job, WORDS)
     goes_on_as_if_nothing_had_happened(a_run(run_launch, late, *WORDS, "resume=auto"), trained_run)
 
 
@@ -146,7 +150,7 @@ def test_what_a_full_disk_did_not_take_is_not_promised(
     assert "could not be written: File too large" in out
     if saved_before:
         assert {path.name: path.read_bytes() for path in (late / "checkpoints").iterdir()} == before
-        checked(*WORDS, f"out={late}", "resume=auto")
+        can_be_gone_on_with(job, WORDS)
 
 
 def to_the_launcher(job: Job) -> None:
@@ -192,7 +196,7 @@ def test_all_ranks_stop_at_one_step_save_and_go_on(
     assert "Traceback" not in out
     assert result_of(job.folder)["status"] == "interrupted"
     assert read_checkpoint(job.checkpoints[0]).facts.world_size == 2
-    can_be_gone_on_with(job, TWO)
+    lost_nothing(job, TWO)
     if to_the_end:
         goes_on_as_if_nothing_had_happened(a_run(run_launch, job.folder, *TWO, "resume=auto"), trained_by_two)
 
@@ -200,20 +204,29 @@ def test_all_ranks_stop_at_one_step_save_and_go_on(
 # One rank dies or hangs
 
 
-def test_a_rank_that_dies_ends_the_job_within_15_seconds(begin: Begin, late_two: Path) -> None:
+@pytest.mark.parametrize("notices", ["by itself", pytest.param("whoever is first", marks=pytest.mark.slow)])
+def test_a_rank_that_dies_ends_the_job_within_15_seconds(begin: Begin, late_two: Path, notices: str) -> None:
+    """The other one notices by itself, or is told to stop by the launcher that did: one line either way."""
     job = begin(*TWO, "checkpoint_every=3", "resume=auto", folder=late_two)
     job.wait_for_checkpoint(42)
+    lost = r"error: process 0 lost another of this job, which ended .*\. resume=auto goes on from the last checkpoint"
+    told = r"stopped by SIGTERM; (that could not be saved; )?resume=auto goes on from .*"
     killed = time.monotonic()
-    os.kill(job.rank(1), signal.SIGKILL)
+    if notices == "by itself":
+        job.process.send_signal(signal.SIGSTOP)
+        survivor = job.rank(0)
+        os.kill(job.rank(1), signal.SIGKILL)
+        job.wait_until(lambda: survivor not in job.processes())
+        job.process.send_signal(signal.SIGCONT)
+        told = lost
+    else:
+        os.kill(job.rank(1), signal.SIGKILL)
     code, out, err = job.end()
     assert code != 0 and time.monotonic() - killed < 15
     assert job.is_gone_within(15)
-    # The other one notices by itself, or is told to stop by the launcher that did.
-    lost = r"error: process 0 lost another of this job, which ended .*\. resume=auto goes on from the last checkpoint"
-    told = r"stopped by SIGTERM; (that could not be saved; )?resume=auto goes on from .*"
     assert re.fullmatch(rf"({lost}|{told})\n", err), err
     assert "Traceback" not in out
-    checked(*TWO, f"out={job.folder}", "resume=auto")
+    can_be_gone_on_with(job, TWO)
 
 
 @pytest.mark.parametrize("survivor", [pytest.param(0, marks=pytest.mark.slow), 1])
@@ -236,7 +249,7 @@ def test_a_rank_that_dies_while_another_is_asked_to_stop_leaves_no_traceback(
         assert result_of(job.folder)["status"] == "interrupted"
     else:
         assert err == ""  # only the first rank speaks
-    checked(*TWO, f"out={job.folder}", "resume=auto")
+    can_be_gone_on_with(job, TWO)
 
 
 @pytest.mark.slow
@@ -296,4 +309,4 @@ def ends_interrupted(job: Job, name: str, words: Sequence[str]) -> None:
     assert code != 0 and job.is_gone_within(15)
     assert result_of(job.folder)["status"] == "interrupted", out + err
     assert err.count(STOPPED.format(name)) == 1
-    can_be_gone_on_with(job, words)
+    lost_nothing(job, words)

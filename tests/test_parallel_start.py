@@ -14,7 +14,9 @@ from test_data_download import SHAPES, small_archive
 def test_four_processes_and_another_job_make_the_data_once(
     begin: Begin, server: Server, tmp_path: Path, dataset: str
 ) -> None:
-    """Two jobs of four processes and of one, on a mirror that takes its time."""
+    """Two jobs, of four processes and of one, that all look for it within a moment; the mirror takes its time."""
+    ready = tmp_path / "ready"
+    ready.mkdir()
     files, server.files = small_archive()
     drawn = tmp_path / "drawn"
     told = {
@@ -23,6 +25,8 @@ def test_four_processes_and_another_job_make_the_data_once(
         "mirror": server.mirror("slow"),
         "images": [SHAPES["train_images"][0], SHAPES["test_images"][0]],
         "drawn": str(drawn),
+        "ready": str(ready),
+        "processes": 5,
     }
     how = {
         "script": ROOT / "tests" / "counted_launch.py",
