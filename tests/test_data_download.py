@@ -2,9 +2,6 @@
 
 import gzip
 import hashlib
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -175,51 +172,3 @@ def test_a_label_of_77_is_refused(server: Server, monkeypatch: pytest.MonkeyPatc
     publish(monkeypatch, server.files)
     with pytest.raises(DownloadError, match="holds the label 77, and labels go from 0 to 9"):
         mnist.fetch([server.mirror("good")], files)
-
-
-START_TOGETHER = """
-import json, sys
-from mnist_accel.data import mnist
-from mnist_accel.data.dataset import load_dataset
-
-assert "torchvision" not in sys.modules
-files, md5s, mirror = json.loads(sys.argv[1])
-mnist.FILES = tuple(mnist.IdxFile(key, name, tuple(shape), sha256) for key, name, shape, sha256 in files)
-mnist.published_lists = lambda: ([], md5s)
-print("ready", flush=True)
-sys.stdin.readline()
-data = load_dataset("mnist", mirrors=[mirror])
-print(json.dumps([data.reason, data.checksum]))
-"""
-
-
-def test_processes_that_start_at_once_download_once(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    files, server.files = small_archive()
-    md5s = {name: hashlib.md5(content).hexdigest() for name, content in server.files.items()}
-    described = [(file.key, file.name, file.shape, file.sha256) for file in files]
-    argument = json.dumps([described, md5s, server.mirror("good")])
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv("MNIST_ACCEL_DATA", raising=False)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", START_TOGETHER, argument],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(mnist.__file__).parents[2],
-        )
-        for _ in range(2)
-    ]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    answers = [json.loads(process.communicate(timeout=60)[0]) for process in processes]
-    assert sorted(server.requests) == sorted(f"good/{name}" for name in server.files)
-    assert len({checksum for _, checksum in answers}) == 1
-    assert sorted(reason.split()[0] for reason, _ in answers) == ["cached", "downloaded"]

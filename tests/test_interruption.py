@@ -282,6 +282,7 @@ def test_the_end_of_accelerate_launch_ends_its_training_which_saves(begin: Begin
     ends_interrupted(job, "SIGTERM", WORDS)
 
 
+@pytest.mark.slow
 def test_sigterm_to_torchrun_ends_all_ranks_which_save(begin: Begin) -> None:
     job = begin(*TWO[:-1], "checkpoint_every=5", launcher=TORCHRUN)
     job.wait_for_checkpoint(5)

@@ -153,6 +153,7 @@ def test_weights_loaded_in_a_fresh_process_give_the_same_accuracy_to_the_digit(
     assert loss == pytest.approx(result["test_loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_dry_run_may_be_repeated_where_it_was(dry_run: Run, run_launch: Launch) -> None:
     again = a_run(run_launch, dry_run.folder, "recipe=efficient25k", "dry_run=true", "threads=1", "seed=1")
     assert (again.code, again.err) == (0, "")
@@ -174,15 +175,6 @@ def test_a_start_waits_for_nothing_that_it_does_not_use(
 
 
 # Ways to start it
-
-
-def test_a_plain_accelerate_launch_trains_on_all_cores(run_launch: Launch, tmp_path: Path) -> None:
-    """The launcher exports OMP_NUM_THREADS=1, which nobody asked for."""
-    launcher = (program("accelerate"), "launch")
-    run = a_run(run_launch, tmp_path / "run", "recipe=onepoch", "dry_run=true", launcher=launcher)
-    assert run.code == 0, run.err
-    assert (run.result["threads"], run.result["world_size"]) == (usable_cores(), 1)
-    assert "Traceback" not in run.err and "epoch 1/1" in run.out
 
 
 def test_the_config_file_is_facts_of_the_machine_and_flags_go_on_top(
@@ -335,15 +327,12 @@ def test_one_epoch_on_mnist_is_worth_its_time(run_launch: Callable[..., Any], tm
     assert "ot compared" not in ended.stdout
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_training_survives_a_full_disk_under_its_log_and_a_reader_who_leaves(
-    run_launch: Launch, tmp_path: Path
-) -> None:
-    typed = f"{sys.executable} launch.py recipe=onepoch dataset=synthetic dry_run=true threads=1 out={tmp_path}"
-    for name, redirect, code in (("full", ">/dev/full 2>&1", 4), ("left", "| true; exit ${PIPESTATUS[0]}", 0)):
-        ended = run_launch(launcher=("bash", "-c", f"{typed}/{name} {redirect}"))
-        assert ended.returncode == code and ended.stderr == ""
-        assert {"result.json", "model.safetensors"} <= names(tmp_path / name)
+def test_training_survives_a_reader_who_leaves(run_launch: Launch, tmp_path: Path) -> None:
+    """``python launch.py … | head -1``."""
+    typed = f"{sys.executable} launch.py recipe=onepoch dataset=synthetic dry_run=true threads=1 out={tmp_path / 'run'}"
+    ended = run_launch(launcher=("bash", "-c", f"{typed} | true; exit ${{PIPESTATUS[0]}}"))
+    assert ended.returncode == 0 and ended.stderr == ""
+    assert {"result.json", "model.safetensors"} <= names(tmp_path / "run")
 
 
 def test_accelerates_own_settings_change_no_gradient(tmp_path: Path, run_launch: Launch, two_processes: Run) -> None:
@@ -357,11 +346,8 @@ def test_accelerates_own_settings_change_no_gradient(tmp_path: Path, run_launch:
     ).read_bytes()
 
 
-@pytest.mark.parametrize("environment", [{"WORLD_SIZE": "abc"}, {"WORLD_SIZE": "2", "RANK": "0"}])
-def test_a_launchers_environment_that_does_not_hold_together_costs_one_line(
-    run_launch: Launch, tmp_path: Path, environment: dict[str, str]
-) -> None:
-    ended = run_launch("recipe=onepoch", f"out={tmp_path / 'run'}", env=environment)
+def test_a_launchers_environment_that_does_not_hold_together_costs_one_line(run_launch: Launch, tmp_path: Path) -> None:
+    ended = run_launch("recipe=onepoch", f"out={tmp_path / 'run'}", env={"WORLD_SIZE": "2", "RANK": "0"})
     assert ended.returncode == 2 and one_error_line(ended.stderr) and "WORLD_SIZE=" in ended.stderr
     assert names(tmp_path) == set()
 
@@ -374,10 +360,16 @@ def test_a_launcher_that_starts_too_few_processes_is_refused(run_launch: Launch,
     assert "error: accelerate launch --cpu --num_processes N: starts one process only. Type accelerate" in ended.stderr
 
 
-def test_a_default_config_that_nobody_named_is_named_in_the_banner(run_launch: Launch, tmp_path: Path) -> None:
+def test_accelerate_launch_trains_on_all_cores_and_a_config_that_nobody_named_is_named(
+    run_launch: Launch, tmp_path: Path
+) -> None:
+    """The launcher exports OMP_NUM_THREADS=1, which nobody asked for, and reads its default config unasked."""
     config = tmp_path / "accelerate" / "default_config.yaml"
     config.parent.mkdir()
     config.write_text((ROOT / "accelerate_config.yaml").read_text())
-    words = ["recipe=onepoch", "dataset=synthetic", "dry_run=true", "threads=1", f"out={tmp_path / 'run'}"]
-    ended = run_launch(*words, launcher=(program("accelerate"), "launch"), env={"HF_HOME": str(tmp_path)})
-    assert ended.returncode == 0 and f"settings from {config}, which nobody named" in ended.stdout
+    launcher, env = (program("accelerate"), "launch"), {"HF_HOME": str(tmp_path)}
+    run = a_run(run_launch, tmp_path / "run", "recipe=onepoch", "dry_run=true", launcher=launcher, env=env)
+    assert run.code == 0, run.err
+    assert (run.result["threads"], run.result["world_size"]) == (usable_cores(), 1)
+    assert "Traceback" not in run.err and "epoch 1/1" in run.out
+    assert f"settings from {config}, which nobody named" in run.out

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -140,9 +141,9 @@ def test_a_full_disk_costs_a_checkpoint_and_keeps_the_one_before(folder: RunFold
     told: list[str] = []
     folder.tell = told.append
     facts = Facts(recipe={}, dataset="", world_size=1, epoch=0, step=1, loss_sum=0, images=1, seconds=1)
-    folder.write_checkpoint(1, {"model.a": torch.ones(1000)}, facts)
+    assert folder.write_checkpoint(1, {"model.a": torch.ones(1000)}, facts)
     with disk_full_after(2_000):
-        folder.write_checkpoint(2, {"model.a": torch.zeros(1000)}, facts)
+        assert not folder.write_checkpoint(2, {"model.a": torch.zeros(1000)}, facts)
     saved = folder.path / "checkpoints"
     assert told == [f"{saved / 'step-000000002.safetensors'} could not be written: File too large"]
     assert names(saved) == ["step-000000001.safetensors"]
@@ -198,6 +199,7 @@ def test_going_on_keeps_the_files_and_takes_back_the_history(tmp_path: Path) -> 
     """An epoch that was told after the last checkpoint will be told again."""
     put(tmp_path, "recipe.json", "{}")
     put(tmp_path, "history.jsonl", "{}\n{}\n{}\n")
+    put(tmp_path, ".result.json.12345", "what a kill left half-wr")
     RunFolder(tmp_path).open([STATS])
     assert names(tmp_path) == ["history.jsonl", "recipe.json"]
     assert json.loads((tmp_path / "history.jsonl").read_text()) == asdict(STATS)
@@ -325,12 +327,12 @@ def test_a_full_disk_does_not_stop_the_training_and_the_exit_code_tells(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_log_on_the_full_disk_does_not_stop_the_training(run_launch: Callable[..., Any], tmp_path: Path) -> None:
-    """``python launch.py … > log`` on the disk that fills: the output is lost, the run is not."""
+    """``python launch.py … > log 2>&1`` on the disk that fills: the output is lost, the run is not."""
     out = tmp_path / "run"
-    words = ("recipe=onepoch", "dataset=synthetic", "dry_run=true", "threads=1", f"out={out}")
-    ended = run_launch(*words, stdout_to=Path("/dev/full"))
+    typed = f"{sys.executable} launch.py recipe=onepoch dataset=synthetic dry_run=true threads=1 out={out}"
+    ended = run_launch(launcher=("bash", "-c", f"{typed} >/dev/full 2>&1"))
     assert {"result.json", "model.safetensors"} <= set(names(out))
-    assert ended.returncode == 4 and "Traceback" not in ended.stderr
+    assert ended.returncode == 4 and ended.stderr == ""
 
 
 def test_two_runs_cannot_share_a_folder(tmp_path: Path) -> None:

@@ -150,6 +150,23 @@ def test_one_process_is_rank_0_of_1_on_the_cpu_it_was_asked_for(runtime: Runtime
     assert (runtime.device, runtime.device_name) == (torch.device("cpu"), "cpu")
 
 
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"WORLD_SIZE": "abc"},
+        {"WORLD_SIZE": "2", "RANK": "0"},
+        {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "-1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"},
+    ],
+)
+def test_a_launchers_environment_that_does_not_hold_together_is_refused(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"^(WORLD_SIZE|LOCAL_RANK)=\S+: set in the environment"):
+        module.check_launcher()
+
+
 def test_processes_are_started_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WORLD_SIZE", module.SPAWNED):
         monkeypatch.delenv(name, raising=False)
