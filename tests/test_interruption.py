@@ -62,13 +62,14 @@ def half_written(job: Job) -> set[str]:
         return set()
 
 
-def killed_while_it_wrote(job: Job, steps: int) -> bool:
-    """Kills it as soon as it begins to write a checkpoint, ``steps`` from now; whether that came before it was done."""
+def killed_while_it_wrote(job: Job, steps: int, seconds: float = 0.0) -> bool:
+    """Kills it ``seconds`` into writing a checkpoint, ``steps`` from now; whether that came before it was done."""
     older = half_written(job)
     at = int(job.checkpoints[0].stem[5:]) if job.checkpoints else 0
     if steps:
         job.wait_for_checkpoint(at + steps)
     job.wait_until(lambda: bool(half_written(job) - older), pause=0)
+    time.sleep(seconds)
     job.process.kill()
     assert job.end()[0] == -signal.SIGKILL
     return bool(half_written(job) - older)
@@ -85,7 +86,8 @@ def test_kill_9_while_a_checkpoint_is_written_costs_only_that_one(
     words = (*WORDS, "checkpoint_every=1", "resume=auto")
     while hits < trials:
         job = begin(*words, folder=folder)
-        if not killed_while_it_wrote(job, chance.randrange(1, 5) if from_the_start else 0):
+        steps, seconds = (chance.randrange(1, 4), chance.random() * 0.006) if from_the_start else (0, 0.0)
+        if not killed_while_it_wrote(job, steps, seconds):
             continue
         hits += 1
         assert not job.checkpoints or newest_intact(folder / "checkpoints")[0] is not None
