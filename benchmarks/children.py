@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -22,7 +22,8 @@ def run_python(what: str, *words: str) -> str:
     """
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    with exit_on_sigterm():
+    received: list[int] = []
+    with handled_by(lambda number, frame: received.append(number)):  # until there is a child that can be stopped
         child = subprocess.Popen(
             [sys.executable, *words],
             env=environment,
@@ -32,28 +33,32 @@ def run_python(what: str, *words: str) -> str:
             text=True,
             errors="replace",
         )
-        try:
-            printed, complaints = child.communicate()
-        except BaseException:
-            stop(child)
-            raise
+        with handled_by(leave):
+            try:
+                for number in received:
+                    leave(number, None)
+                printed, complaints = child.communicate()
+            except BaseException:
+                stop(child)
+                raise
     if child.returncode:
         raise failure(what, child.returncode, complaints.splitlines())
     return printed
 
 
 @contextmanager
-def exit_on_sigterm() -> Iterator[None]:
+def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """A killed benchmark must not leave its child computing on."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, former in before.items():
+            signal.signal(number, former)
+
+
+def leave(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
 
 def stop(child: "subprocess.Popen[str]") -> None:

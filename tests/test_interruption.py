@@ -274,7 +274,7 @@ TORCHRUN = (program("torchrun"), "--nproc-per-node", "2")
 @pytest.mark.parametrize("moment", [pytest.param("while it loads", marks=pytest.mark.slow), "while it trains"])
 def test_the_end_of_accelerate_launch_ends_its_training_which_saves(begin: Begin, moment: str) -> None:
     """It dies of SIGTERM without passing it on."""
-    job = begin(*WORDS, "checkpoint_every=5", launcher=ACCELERATE)
+    job = begin(*WORDS, "checkpoint_every=1", launcher=ACCELERATE)
     if moment == "while it loads":
         job.wait_until(lambda: len(job.processes()) > 1)
         time.sleep(1)
@@ -286,7 +286,7 @@ def test_the_end_of_accelerate_launch_ends_its_training_which_saves(begin: Begin
 
 @pytest.mark.slow
 def test_sigterm_to_torchrun_ends_all_ranks_which_save(begin: Begin) -> None:
-    job = begin(*TWO[:-1], "checkpoint_every=5", launcher=TORCHRUN)
+    job = begin(*TWO[:-1], "checkpoint_every=1", launcher=TORCHRUN)
     job.wait_for_checkpoint(5)
     job.process.terminate()
     ends_interrupted(job, "SIGTERM", TWO[:-1])
@@ -301,7 +301,7 @@ def test_sigterm_to_torchrun_ends_all_ranks_which_save(begin: Begin) -> None:
     ],
 )
 def test_ctrl_c_to_a_launcher_ends_all_processes_which_save(begin: Begin, launcher: tuple[str, ...]) -> None:
-    job = begin(*TWO[:-1], "checkpoint_every=5", launcher=launcher)
+    job = begin(*TWO[:-1], "checkpoint_every=1", launcher=launcher)
     job.wait_for_checkpoint(5)
     os.killpg(job.process.pid, signal.SIGINT)  # as a terminal does
     ends_interrupted(job, "SIGINT", TWO[:-1])
