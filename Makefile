@@ -12,7 +12,7 @@ run: .venv/installed ## train onepoch, installing what it needs first
 	$(BIN)/accelerate launch launch.py recipe=onepoch
 
 test: .venv/installed-dev ## the tests (slow ones: .venv/bin/pytest -m slow)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 quality: .venv/installed-dev ## ruff check, ruff format --check, mypy on the package
 	$(BIN)/ruff check .

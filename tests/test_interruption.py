@@ -98,9 +98,8 @@ def test_kill_9_while_a_checkpoint_is_written_costs_only_that_one(
     assert half_written(job) == set()
 
 
-@pytest.mark.parametrize(
-    ("from_the_start", "trials"), [(False, 1), pytest.param(True, 5, marks=pytest.mark.slow)], ids=["once", "often"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("from_the_start", "trials"), [(False, 1), (True, 5)], ids=["once", "often"])
 def test_kill_9_of_all_processes_loses_nothing_that_was_saved(
     begin: Begin, late_two: Path, tmp_path: Path, trained_by_two: Run, from_the_start: bool, trials: int
 ) -> None:

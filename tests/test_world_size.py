@@ -121,7 +121,7 @@ def test_every_training_image_counts_once_an_epoch(ranks: Ranks, world_size: int
     assert ranks(world_size, "exact").facts["images"] == [TRAIN_IMAGES] * EPOCHS
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 7])
+@pytest.mark.parametrize("world_size", [2, 3, pytest.param(7, marks=pytest.mark.slow)])
 def test_every_test_image_is_scored_once_also_where_some_processes_have_none(ranks: Ranks, world_size: int) -> None:
     one, many = ranks(1, "score").facts["scores"], ranks(world_size, "score").facts["scores"]
     assert [total for _, total, _ in many] == [TEST_IMAGES, FEW_TEST_IMAGES]
