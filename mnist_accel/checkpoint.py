@@ -44,7 +44,7 @@ class Facts:
     seconds: float  # that those steps took
     history: list[dict[str, Any]] = field(default_factory=list)
     average_steps: Count = 0
-    scaler: dict[str, float] = field(default_factory=dict)
+    scaler: dict[str, int | float] = field(default_factory=dict)
     strides: dict[str, list[int]] = field(default_factory=dict)
 
 

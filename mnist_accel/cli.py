@@ -163,6 +163,10 @@ def check_together(recipe: Recipe, options: RunOptions) -> None:
             f"batch_size={recipe.batch_size}: larger than the {images:,} training images. "
             f"Type at most batch_size={images}"
         )
+    if options.resume and options.dry_run:
+        raise UserError(
+            f"resume={options.resume}: a dry run would end the run that it goes on with. Leave dry_run out, or resume"
+        )
     steps = -(-images // recipe.batch_size)
     if options.profile and options.dry_run:
         raise UserError("profile=true: a dry run has one step, too few to profile. Leave dry_run out, or profile")
@@ -189,7 +193,7 @@ def exit_with_one_line(run: Callable[[], int]) -> NoReturn:
     try:
         code = run()
     except (UserError, TrainingFailed) as error:
-        if str(error) and (error.here_only or is_first_rank()):
+        if str(error) and (error.here_only or speaks()):
             say(shortened(f"error: {' '.join(str(error).split())}"))
         code = 2 if isinstance(error, UserError) else 3
     except Interrupted as error:
@@ -213,6 +217,15 @@ def end(code: int) -> NoReturn:
                 stream.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def speaks() -> bool:
+    """Whether it is this process that tells of a mistake: rank 0; or, while processes know nothing of each other, one on
+    each machine."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_initialized():
+        return is_first_rank()
+    return is_first_rank() or os.environ["LOCAL_RANK"] == "0"
 
 
 def is_first_rank() -> bool:

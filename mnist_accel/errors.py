@@ -42,6 +42,10 @@ class PeerLost(TrainingFailed):
     """Another process of the job is gone or hangs: nothing that would happen again, so the run can be gone on with."""
 
 
+class OutOfMemory(TrainingFailed):
+    """What the run has saved is still good: a neighbour may have taken the memory."""
+
+
 class Interrupted(OneLine):
     """Asked to stop, by a signal: exit 128 + its number, as shells say it. ``outlook``: what can be gone on from."""
 

@@ -66,6 +66,6 @@ def naming_lost_peers(stop_signal: Callable[[], int] = lambda: 0) -> Iterator[No
         reason = str(error).partition("] ")[2].partition(". ")[0] or str(error)
         raise PeerLost(
             f"process {rank} lost another of this job, which ended or kept it waiting for longer than timeout= allows "
-            f"({reason}). resume=auto goes on from the last checkpoint",
+            f"({reason})",
             here_only=True,
         ) from None

@@ -14,7 +14,7 @@ import mnist_accel
 from mnist_accel.claims import judged
 from mnist_accel.cli import Request
 from mnist_accel.data.dataset import Dataset
-from mnist_accel.errors import Interrupted, PeerLost, TrainingFailed
+from mnist_accel.errors import Interrupted, OutOfMemory, PeerLost, TrainingFailed
 from mnist_accel.models import count_parameters
 from mnist_accel.profiling.summary import Summary
 from mnist_accel.recipe import Recipe
@@ -87,7 +87,7 @@ def describe(
     last = history[-1] if history else None
     train_seconds = sum(stats.train_seconds for stats in history) + unfinished.seconds
     images = sum(stats.images for stats in history) + unfinished.images
-    can_go_on = isinstance(progress.error, (Interrupted, PeerLost))
+    can_go_on = isinstance(progress.error, (Interrupted, PeerLost, OutOfMemory))
     status = "interrupted" if can_go_on else "failed" if progress.error else "finished"
     result = RunResult(
         status=status,

@@ -139,6 +139,12 @@ class RunFolder:
                 )
             if foreign := sorted(entry.name for entry in listing(self.path) if not is_ours(entry.name)):
                 raise UserError(f"{self.asked}: holds other files ({foreign[0]}). Name a new or empty folder")
+            self.check_writable()
+        except OSError as error:
+            raise self.unwritable(error) from None
+
+    def check_writable(self) -> None:
+        try:
             refuse_unwritable(self.path)
         except OSError as error:
             raise self.unwritable(error) from None
@@ -288,8 +294,21 @@ def finished_run(folder: Path) -> bool:
 def unfinished_run(folder: Path) -> bool:
     """Has something to go on from, and has neither ended nor failed (which it would do again)."""
     result = read_json(folder / "result.json")
-    ended = isinstance(result, dict) and result.get("status") in ("finished", "failed")
+    ended = isinstance(result, dict) and result.get("status") in ("finished", "failed") and not result.get("dry_run")
     return not ended and bool(newest_first(folder / CHECKPOINTS))
+
+
+def being_written(folder: Path) -> bool:
+    """Whether another run holds it. Where that cannot be asked, opening it will tell."""
+    if not (folder / LOCK).exists():
+        return False
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:
+        return False
 
 
 def read_json(path: Path) -> Any:

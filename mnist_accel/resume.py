@@ -18,7 +18,7 @@ from mnist_accel.checkpoint import (
 )
 from mnist_accel.errors import UserError
 from mnist_accel.recipe import Recipe
-from mnist_accel.results import CHECKPOINTS, EpochStats, unfinished_run
+from mnist_accel.results import CHECKPOINTS, EpochStats, being_written, unfinished_run
 from mnist_accel.stepping import Position
 
 # What was published and measured about a recipe may change between two runs of it.
@@ -36,14 +36,21 @@ def find_resumption(resume: str, recipe: Recipe, out: Path | None) -> Resumption
     """None where ``resume=auto`` finds no unfinished run: then this one starts from the beginning."""
     typed = f"resume={resume}"
     if resume == "auto":
-        folders = [out] if out else sorted(Path("runs", recipe.name).glob("*"), reverse=True)  # their names are times
-        unfinished = [folder for folder in folders if unfinished_run(folder)]
+        unfinished = [out] if out and unfinished_run(out) else [] if out else unfinished_runs(recipe.name)
         found = newest_in(unfinished, typed) if unfinished else None
     else:
         found = named(Path(resume).expanduser(), typed)
     if found is not None:
         refuse_other_recipe(found.checkpoint, recipe, typed)
     return found
+
+
+def unfinished_runs(recipe_name: str) -> list[Path]:
+    """Those that nobody is training, in the order of their newest checkpoints; a folder's name may be anything."""
+    folders = [
+        folder for folder in Path("runs", recipe_name).glob("*") if unfinished_run(folder) and not being_written(folder)
+    ]
+    return sorted(folders, key=lambda folder: newest_first(folder / CHECKPOINTS)[0].stat().st_mtime, reverse=True)
 
 
 def newest_in(folders: Sequence[Path], typed: str) -> Resumption:
@@ -62,10 +69,16 @@ def newest_in(folders: Sequence[Path], typed: str) -> Resumption:
 
 def named(path: Path, typed: str) -> Resumption:
     if path.is_file():
+        home = path.absolute().parent
+        if home.name != CHECKPOINTS:
+            raise UserError(f"{typed}: lies in no run's folder. Name RUN/{CHECKPOINTS}/{path.name}, or the folder RUN")
         try:
-            return Resumption(path.absolute().parent.parent, read_sound(path), ())
+            checkpoint = read_sound(path)
         except DamagedCheckpoint as error:
             raise UserError(f"{typed}: damaged: {error}. Name its run's folder to take an older one") from None
+        if not unfinished_run(home.parent):
+            raise UserError(f"{typed}: that run is over. Leave resume out to start a new one")
+        return Resumption(home.parent, checkpoint, ())
     if not newest_first(path / CHECKPOINTS):
         raise UserError(f"{typed}: no checkpoint there. Name a run's folder, or type resume=auto")
     if not unfinished_run(path):

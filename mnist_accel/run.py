@@ -13,7 +13,7 @@ from mnist_accel.data.batches import Augmentation, ImageStore, TestBatches, Trai
 from mnist_accel.data.dataset import Dataset, hold_out, load_dataset
 from mnist_accel.device_step import DeviceStep, can_capture
 from mnist_accel.engine import EachStep, train
-from mnist_accel.errors import Interrupted, TrainingFailed, UserError
+from mnist_accel.errors import Interrupted, OutOfMemory, PeerLost, TrainingFailed, UserError
 from mnist_accel.interrupt import naming_lost_peers, watch_for_signals
 from mnist_accel.machine import describe_machine
 from mnist_accel.models import build_model, count_parameters
@@ -105,6 +105,9 @@ def run(request: Request, watcher: Watcher, started: float, parent: int | None =
     except Interrupted as error:
         error.outlook = progress.outlook()
         progress.error = error
+    except PeerLost as error:
+        hope = "resume=auto goes on from the last checkpoint" if progress.saved else "Nothing was saved"
+        progress.error = PeerLost(f"{error}. {hope}", here_only=True)
     except TrainingFailed as error:
         progress.error = error
     except RuntimeError as error:
@@ -114,7 +117,7 @@ def run(request: Request, watcher: Watcher, started: float, parent: int | None =
         smaller = recipe.batch_size // 2
         remedy = f"Type batch_size={smaller}" if smaller else "Even one image is too much for it"
         message = f"batch_size={recipe.batch_size}: the {owner} ran out of memory. {remedy}"
-        progress.error = TrainingFailed(message, here_only=True)
+        progress.error = OutOfMemory(message, here_only=True)
     result = describe(request, runtime, data, model, progress, started, resumed)
     if main:
         folder.write_json("result.json", asdict(result))
@@ -141,11 +144,16 @@ def check(request: Request) -> tuple[RunFolder, Resumption | None]:
     except RuntimeError:
         raise UserError(f"out={options.out}: there is no such home folder. Name another folder") from None
     resumed = find_resumption(options.resume, recipe, out) if options.resume else None
-    if resumed:
-        return RunFolder(resumed.folder, options.out), resumed
-    folder = RunFolder(out or default_folder(recipe.name), options.out)
-    folder.check()
-    return folder, None
+    folder = RunFolder(resumed.folder if resumed else out or default_folder(recipe.name), options.out)
+    if resumed is None:
+        folder.check()
+    elif out and out.resolve() != resumed.folder.resolve():
+        raise UserError(
+            f"out={options.out}: resume={options.resume} goes on in its own folder, {resumed.folder}. Leave out out"
+        )
+    else:
+        folder.check_writable()
+    return folder, resumed
 
 
 def new_model(recipe: Recipe, runtime: Runtime) -> nn.Module:
@@ -214,6 +222,8 @@ def fit(
             watcher.on_epoch(stats)
 
     def on_save(position: Position) -> None:
+        if not runtime.accelerator.is_main_process:
+            progress.saved = (position.epoch, position.step)  # as far as this process can know
         if not runtime.accelerator.is_main_process or options.dry_run:
             return
         facts = Facts(

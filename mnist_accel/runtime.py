@@ -73,7 +73,7 @@ def has_to_spawn(processes: int | None) -> bool:
     """Whether ``processes=N`` still has to be acted on; not inside the job that it started."""
     if processes is None or os.environ.get(SPAWNED):
         return False
-    if "WORLD_SIZE" in os.environ:
+    if "WORLD_SIZE" in os.environ or (is_launched() and processes > 1):
         raise UserError(
             f"processes={processes}: a launcher already started this job with {launched_world_size()}. "
             "Leave processes out, and give the number to the launcher"

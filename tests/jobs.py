@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # 120 steps in two epochs.
 WORDS = ("recipe=onepoch", "batch_size=1000", "epochs=2", "ema=0.9", "threads=1")
 # 60 steps, and not divisible by two processes.
-TWO = ("recipe=onepoch", "batch_size=1001", "ema=0.9", "threads=1", "processes=2")
+TWO = ("recipe=onepoch", "batch_size=1001", "ema=0.9", "rotation=5", "threads=1", "processes=2")
 
 Launch = Callable[..., "subprocess.CompletedProcess[str]"]
 
