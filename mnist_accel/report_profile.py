@@ -24,6 +24,8 @@ def show_profile(console: Any, summary: Summary, no_roofline: str = "") -> None:
     show_convolutions(console, summary, no_roofline)
     if summary.cost:
         show_cost(console, summary.cost)
+    if summary.folder:  # of a run that has just written it
+        console.print(f"\npython -m mnist_accel trace {summary.folder}   shows this again, and how to open the trace")
 
 
 def say(console: Any, text: str, style: str = "dim") -> None:

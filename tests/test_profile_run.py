@@ -99,6 +99,7 @@ def test_the_console_shows_all_four_parts(profiled: Run) -> None:
     assert next(row for row in rows if row[0] == "conv1 [0]")[4] == "0"
     assert any(line.startswith("Roof: fp32 matrix product ") for line in lines)
     assert any(line.startswith("Profiling: a step took ") for line in lines)
+    assert any(line.startswith("python -m mnist_accel trace profiles/efficient25k-") for line in lines)
 
 
 def test_results_with_and_without_it_are_identical(profiled: Run, run_launch: Launch, folder: Path) -> None:
