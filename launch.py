@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from functools import partial
+from typing import Any
 
 PARENT = os.getppid()  # the launcher may be gone by the time torch is imported
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # a Ctrl-C amid the imports ends at once, without their traceback
@@ -20,7 +21,7 @@ def main() -> int:
     request = cli.parse(sys.argv[1:], recipes.names(), recipes.load)
     if request.help or request.recipe is None:
         return show(request)
-    from mnist_accel import outcome, report_profile, run, runtime  # torch only where there is something to train
+    from mnist_accel import outcome, run, runtime  # torch only where there is something to train
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if runtime.has_to_spawn(request.options.processes):
@@ -28,13 +29,19 @@ def main() -> int:
         return runtime.spawn(request.options.processes, __file__, sys.argv[1:])
     shown = report.RunReport(report.make_console())
     told = (shown.on_start, shown.on_step, shown.on_epoch, shown.on_problem, shown.on_end)
-    watcher = outcome.Watcher(*told, partial(report_profile.show_profile, shown.console))
+    watcher = outcome.Watcher(*told, partial(show_profile, shown))
     try:
         _, folder = run.run(request, watcher, STARTED, PARENT)
     finally:
         shown.stop()
     runtime.leave()
     return 4 if folder.problems or report.Output.lost else 0
+
+
+def show_profile(shown: report.RunReport, summary: Any) -> None:
+    from mnist_accel import report_profile  # for those who asked
+
+    report_profile.show_profile(shown.console, summary)
 
 
 def show(request: cli.Request) -> int:

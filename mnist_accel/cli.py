@@ -220,8 +220,7 @@ def end(code: int) -> NoReturn:
 
 
 def speaks() -> bool:
-    """Whether it is this process that tells of a mistake: rank 0; or, while processes know nothing of each other, one on
-    each machine."""
+    """Whether this process tells of a mistake: rank 0, or one a machine before they know of each other."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.distributed.is_initialized():
         return is_first_rank()

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import accelerate
 import torch
@@ -16,12 +17,14 @@ from mnist_accel.cli import Request
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.errors import Interrupted, OutOfMemory, PeerLost, TrainingFailed
 from mnist_accel.models import count_parameters
-from mnist_accel.profiling.summary import Summary
 from mnist_accel.recipe import Recipe
 from mnist_accel.results import EpochStats, RunResult
 from mnist_accel.resume import Resumption
 from mnist_accel.runtime import Runtime
 from mnist_accel.stepping import Position, StepInfo
+
+if TYPE_CHECKING:
+    from mnist_accel.profiling.summary import Summary
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Watcher:
     on_epoch: Callable[[EpochStats], None] = lambda stats: None
     on_problem: Callable[[str], None] = lambda problem: None
     on_end: Callable[[RunResult], None] = lambda result: None
-    on_profile: Callable[[Summary], None] = lambda summary: None
+    on_profile: "Callable[[Summary], None]" = lambda summary: None
 
 
 @dataclass

@@ -15,13 +15,11 @@ from mnist_accel.device_step import DeviceStep, can_capture
 from mnist_accel.engine import EachStep, train
 from mnist_accel.errors import Interrupted, OutOfMemory, PeerLost, TrainingFailed, UserError
 from mnist_accel.interrupt import naming_lost_peers, watch_for_signals
-from mnist_accel.machine import describe_machine
 from mnist_accel.models import build_model, count_parameters
 from mnist_accel.objective import build_objective
 from mnist_accel.optim import WeightAverage, build_optimizer, lr_factor
 from mnist_accel.outcome import Progress, Start, Watcher, describe
 from mnist_accel.phase import unmarked
-from mnist_accel.profiling.collect import Profile
 from mnist_accel.recipe import Recipe, RunOptions
 from mnist_accel.results import EpochStats, RunFolder, RunResult, default_folder
 from mnist_accel.resume import Resumption, find_resumption, history_of, learning, position_of
@@ -240,7 +238,9 @@ def fit(
             scaler=runtime.accelerator.scaler.state_dict() if runtime.accelerator.scaler else {},
         )
         steps = position.epoch * train_batches.steps_per_epoch + position.step
-        if folder.write_checkpoint(steps, capture(model, optimizer, average), facts):
+        with phase("checkpoint"):
+            written = folder.write_checkpoint(steps, capture(model, optimizer, average), facts)
+        if written:
             progress.saved = (position.epoch, position.step)
 
     if resumed:
@@ -255,22 +255,19 @@ def fit(
             average.steps = resumed.checkpoint.facts.average_steps
         if runtime.accelerator.scaler and resumed.checkpoint.facts.scaler:
             runtime.accelerator.scaler.load_state_dict(resumed.checkpoint.facts.scaler)
-    profile = (
-        Profile(
+    profile = None
+    if options.profile:
+        from mnist_accel.profiling.collect import Profile  # 40 ms of every start
+
+        profile = Profile(
             runtime,
             model,
             recipe=recipe.name,
-            facts={
-                "batch_size": recipe.batch_size,
-                "machine": describe_machine(runtime.device_name, runtime.threads),
-            },
+            batch_size=recipe.batch_size,
             usually_eager=not captures,
             on_problem=folder.note,
             on_summary=watcher.on_profile,
         )
-        if options.profile
-        else None
-    )
     phase = profile.phase if profile else unmarked
     build_stepper: BuildStepper = partial(EachStep, phase=phase)
     if captures:
@@ -313,7 +310,7 @@ def fit(
             on_epoch=on_epoch,
             build_stepper=build_stepper,
             profiler=profile,
-            on_step=profile.after(watcher.on_step) if profile else watcher.on_step,
+            on_step=profile.after(watcher.on_step, progress.position) if profile else watcher.on_step,
         )
     if runtime.accelerator.is_main_process:
         folder.write_weights(model.state_dict())

@@ -51,7 +51,7 @@ FACTS = Facts(
     seconds=1.5,
     history=[{"epoch": 1, "test_loss": 1 / 3}],
     average_steps=17,
-    scaler={"scale": 65536.0},
+    scaler=torch.amp.GradScaler("cpu").state_dict(),
 )
 OPTIMIZERS = {
     "plain sgd": {"optimizer": "sgd"},
@@ -440,3 +440,16 @@ def test_a_run_killed_before_the_score_of_its_last_epoch_is_scored_from_the_chec
     assert saved is not None and (saved.facts.epoch, saved.facts.step) == (0, 6)
     again = fit(make_runtime(), tiny, ema=0.7, resumed=saved)
     assert again.losses == [] and without_seconds(again) == without_seconds(whole)
+
+
+def test_fp16_scaling_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+    """It counts in integers, and refuses others."""
+    written = write_checkpoint(tmp_path, "x.safetensors", {}, replace(FACTS, strides={}))
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.load_state_dict(read_checkpoint(written).facts.scaler)
+    weight = torch.ones(2, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    scaler.scale(weight.sum()).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.state_dict() == FACTS.scaler | {"_growth_tracker": 1}

@@ -373,3 +373,11 @@ def test_accelerate_launch_trains_on_all_cores_and_a_config_that_nobody_named_is
     assert (run.result["threads"], run.result["world_size"]) == (usable_cores(), 1)
     assert "Traceback" not in run.err and "epoch 1/1" in run.out
     assert f"settings from {config}, which nobody named" in run.out
+
+
+def test_each_machine_tells_of_a_mistake_that_only_it_has_made(run_launch: Launch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    launcher = {"RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
+    launcher |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    run = a_run(run_launch, tmp_path / "file", "recipe=onepoch", env=launcher)
+    assert (run.code, run.out) == (2, "") and one_error_line(run.err) and "is no folder" in run.err

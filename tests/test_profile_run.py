@@ -19,7 +19,7 @@ from mnist_accel.profiling.layers import analyse
 from mnist_accel.profiling.summary import Summary
 from mnist_accel.profiling.trace_file import read_trace
 from mnist_accel.runtime import Runtime
-from mnist_accel.stepping import StepInfo
+from mnist_accel.stepping import Position, StepInfo
 from recipes import load, names
 
 # 3,000 images: 60 steps of everything that may touch the result.
@@ -206,12 +206,12 @@ def by_hand(
             runtime,
             model,
             recipe="x",
-            facts={},
+            batch_size=2,
             usually_eager=True,
             on_problem=told.problems.append,
             on_summary=told.summaries.append,
         )
-        on_step = profile.after(lambda info: None)
+        on_step = profile.after(lambda info: None, Position())
 
         def steps(count: int, per_epoch: int) -> None:
             for step in range(count):

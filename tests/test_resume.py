@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from jobs import ROOT, WORDS, Job, Launch, Run, a_run, as_if_killed, goes_on_as_if_nothing_had_happened
 from safetensors.torch import load_file
 from test_launch import one_error_line
@@ -125,13 +126,30 @@ def test_what_would_be_another_run_is_refused_in_one_line(copied: Path, interrup
         ((*WORDS, f"resume={copied}", "rotation=5"), f"resume={copied}: {newest} was trained with rotation=0.0, this"),
         (("recipe=is3", out, "resume=auto"), f"resume=auto: {newest} was trained with "),
         ((*WORDS, f"resume={copied.parent}"), f"resume={copied.parent}: no checkpoint there. "),
-        ((*WORDS, f"resume={copied / 'recipe.json'}"), f"resume={copied / 'recipe.json'}: damaged: "),
+        ((*WORDS, f"resume={copied / 'recipe.json'}"), f"resume={copied / 'recipe.json'}: lies in no run's folder. "),
+        (
+            (*WORDS, f"resume={copied}", f"out={copied.parent / 'elsewhere'}"),
+            f"out={copied.parent / 'elsewhere'}: resume={copied} goes on in its own folder, {copied}. Leave out out",
+        ),
+        ((*WORDS, out, "resume=auto", "dry_run=true"), "resume=auto: a dry run would end the run that it goes on with"),
     ):
         with pytest.raises(UserError) as refused:
             checked(*words)
         assert str(refused.value).startswith(message)
         assert "\n" not in str(refused.value)
     assert sorted(path.name for path in copied.rglob("*")) == before
+
+
+def test_a_single_checkpoint_of_a_run_that_is_over_is_refused(trained_run: Run) -> None:
+    for path in newest_first(trained_run.folder / "checkpoints"):
+        with pytest.raises(UserError, match=r"^resume=\S+: that run is over\. Leave resume out to start a new one$"):
+            checked(*WORDS, f"resume={path}")
+
+
+def test_what_a_dry_run_wrote_beside_checkpoints_does_not_end_their_run(copied: Path) -> None:
+    (copied / "result.json").write_text('{"status": "finished", "dry_run": true}')
+    _, resumed = checked(*WORDS, f"out={copied}", "resume=auto")
+    assert resumed is not None and resumed.folder == copied
 
 
 def test_where_every_checkpoint_is_damaged_nothing_starts_from_the_beginning_unasked(
@@ -184,6 +202,9 @@ def test_auto_takes_the_newest_unfinished_run_of_this_recipe_that_has_an_intact_
     folders = [tmp_path / "runs" / "onepoch" / name for name in "123"]
     for folder, source in zip(folders, (interrupted, interrupted, trained_run), strict=True):
         shutil.copytree(source.folder, folder)
+    os.utime(newest_first(folders[0] / "checkpoints")[0], (0, 0))  # a folder's name tells nothing of its age
+    with FileLock(folders[1] / ".lock"):  # as by somebody who trains there
+        assert checked(*WORDS, "resume=auto")[0].path == Path("runs/onepoch/1")
     folder, resumed = checked(*WORDS, "resume=auto")
     assert resumed is not None and folder.path == resumed.folder == Path("runs/onepoch/2")
     for path in newest_first(folders[1] / "checkpoints"):

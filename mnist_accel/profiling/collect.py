@@ -22,6 +22,7 @@ from torch.profiler import record_function
 from mnist_accel.cli import FEWEST_PROFILED
 from mnist_accel.engine import synchronised_clock
 from mnist_accel.errors import UserError
+from mnist_accel.machine import describe_machine
 from mnist_accel.phase import NOTHING
 from mnist_accel.profiling.folder import make_folder, trace_name, write_summary
 from mnist_accel.profiling.layers import analyse
@@ -30,7 +31,7 @@ from mnist_accel.profiling.summary import Cost, RankTimes, Summary, summarise
 from mnist_accel.profiling.trace_file import LAYER, PHASE, trace_in
 from mnist_accel.results import write_whole
 from mnist_accel.runtime import Runtime
-from mnist_accel.stepping import StepInfo
+from mnist_accel.stepping import Position, StepInfo
 
 # Steps that settle, are timed plainly, warm the profiler up, are traced, settle again, are timed plainly again.
 PLANNED = {"settle": 5, "before": 10, "warm up": 3, "trace": 8, "settle again": 2, "after": 10}
@@ -54,12 +55,12 @@ class Profile:
         model: nn.Module,
         *,
         recipe: str,
-        facts: dict[str, Any],
+        batch_size: int,
         usually_eager: bool,
         on_problem: Callable[[str], None],
         on_summary: Callable[[Summary], None],
     ):
-        self.runtime, self.model, self.recipe, self.facts = runtime, model, recipe, facts
+        self.runtime, self.model, self.recipe, self.batch_size = runtime, model, recipe, batch_size
         self.on_problem, self.on_summary = on_problem, on_summary
         self.active = False  # from the first planned step to the last: a captured graph must not run in these
         self.usually_eager = usually_eager  # not where a captured graph trains
@@ -73,12 +74,14 @@ class Profile:
         self.roofline: Roofline | None = None
         self.started = 0.0
 
-    def after(self, on_step: Callable[[StepInfo], None]) -> Callable[[StepInfo], None]:
-        """``on_step``, and then ours."""
+    def after(self, on_step: Callable[[StepInfo], None], position: Position) -> Callable[[StepInfo], None]:
+        """``on_step``, and then ours, whose time is not that of training."""
 
         def both(info: StepInfo) -> None:
             on_step(info)
+            before = self.seconds
             self.on_step(info)
+            position.seconds -= self.seconds - before
 
         return both
 
@@ -212,7 +215,8 @@ class Profile:
             usually_eager=self.usually_eager,
             cost=cost,
             ranks=self.ranks,
-            **self.facts,
+            batch_size=self.batch_size,
+            machine=describe_machine(self.runtime.device_name, self.runtime.threads),
         )
         if self.folder:
             try:
