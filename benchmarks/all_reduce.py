@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 import recipes
 from benchmarks.sides import our_epoch
-from mnist_accel import cli, run
+from mnist_accel import cli, fit
 from mnist_accel.data.dataset import Dataset, load_dataset
 from mnist_accel.engine import synchronised_clock
 from mnist_accel.outcome import Watcher
@@ -91,7 +91,7 @@ def seconds_a_step(recipe: Recipe, runtime: Runtime, data: Dataset, warm_up: int
 @contextmanager
 def gradients_left_alone() -> Iterator[None]:
     """Inside, the networks that are made ready for training do what DDP does under ``no_sync()``."""
-    original = run.prepare
+    original = fit.prepare
 
     def prepare(runtime: Runtime, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
         prepared, prepared_optimizer = original(runtime, model, optimizer)
@@ -99,11 +99,11 @@ def gradients_left_alone() -> Iterator[None]:
         prepared.require_backward_grad_sync = False
         return prepared, prepared_optimizer
 
-    run.prepare = prepare
+    fit.prepare = prepare
     try:
         yield
     finally:
-        run.prepare = original
+        fit.prepare = original
 
 
 if __name__ == "__main__":

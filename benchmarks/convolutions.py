@@ -23,6 +23,7 @@ from mnist_accel import cli, report
 from mnist_accel.data.dataset import Dataset, load_dataset
 from mnist_accel.engine import synchronised_clock
 from mnist_accel.errors import UserError
+from mnist_accel.fit import fit, new_model
 from mnist_accel.outcome import Progress, Watcher
 from mnist_accel.profiling.collect import PLANNED
 from mnist_accel.profiling.layers import Analysis, analyse
@@ -30,7 +31,6 @@ from mnist_accel.profiling.summary import Summary
 from mnist_accel.profiling.trace_file import STEP, read_trace
 from mnist_accel.recipe import Recipe, RunOptions
 from mnist_accel.results import RunFolder
-from mnist_accel.run import fit, new_model
 from mnist_accel.runtime import Runtime, start_runtime
 
 ROUNDS = 6

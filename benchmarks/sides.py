@@ -29,12 +29,12 @@ from mnist_accel.data.dataset import Dataset
 from mnist_accel.data.torchvision_import import import_torchvision
 from mnist_accel.engine import synchronised_clock
 from mnist_accel.errors import Interrupted, UserError
+from mnist_accel.fit import fit, new_model
 from mnist_accel.objective import build_objective
 from mnist_accel.optim import build_optimizer, lr_factor
 from mnist_accel.outcome import Progress, Watcher
 from mnist_accel.recipe import Recipe, RunOptions
 from mnist_accel.results import EpochStats, RunFolder
-from mnist_accel.run import fit, new_model
 from mnist_accel.runtime import Runtime
 
 SHORTEST_PASS_SECONDS = 0.2

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from safetensors.torch import load_file
 
 import recipes
-from mnist_accel import cli, outcome, run
+from mnist_accel import cli, fit, outcome, run
 from mnist_accel.data.batches import ImageStore, TestBatches
 from mnist_accel.data.dataset import load_dataset
 from mnist_accel.engine import evaluate
@@ -32,7 +32,7 @@ def main() -> int:
         recipe = request.recipe
         assert recipe is not None and result.accuracy is not None
         runtime = start_runtime()
-        model = run.new_model(replace(recipe, seed=seed), runtime)
+        model = fit.new_model(replace(recipe, seed=seed), runtime)
         model.load_state_dict(weights)
         store = ImageStore(mnist.test_images, mnist.test_labels, runtime.device)
         objective = build_objective(recipe.loss, recipe.label_smoothing, recipe.positive_class)

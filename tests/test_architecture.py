@@ -20,6 +20,7 @@ LAYERS = (
     {"engine", "device_step", "claims"},
     {"resume", "profiling"},
     {"outcome"},
+    {"fit"},
     {"run"},
     {"report"},
     {"report_profile"},
@@ -97,7 +98,7 @@ def test_data_knows_nothing_of_training() -> None:
 
 def test_builders_take_flat_arguments_and_so_never_see_a_recipe() -> None:
     who = {unit(path) for path in MODULES if "recipe" in units_imported(path)}
-    assert who <= {"cli", "claims", "checkpoint", "resume", "outcome", "run", "report", "commands"}
+    assert who <= {"cli", "claims", "checkpoint", "resume", "outcome", "fit", "run", "report", "commands"}
 
 
 def test_one_file_imports_rich() -> None:

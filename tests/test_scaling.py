@@ -241,12 +241,12 @@ def test_the_share_is_measured_against_gradients_that_stay_where_they_are(
             """
             import json, sys, torch
             from benchmarks.all_reduce import gradients_left_alone
-            from mnist_accel import cli, run
+            from mnist_accel import cli, fit
             from mnist_accel.runtime import has_to_spawn, leave, spawn, start_runtime
 
             def gradient(runtime):
                 model = torch.nn.Linear(2, 1)
-                prepared, _ = run.prepare(runtime, model, torch.optim.SGD(model.parameters(), lr=0.1))
+                prepared, _ = fit.prepare(runtime, model, torch.optim.SGD(model.parameters(), lr=0.1))
                 prepared(torch.full((1, 2), float(runtime.rank))).sum().backward()
                 return model.weight.grad[0, 0].item()
 
