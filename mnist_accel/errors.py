@@ -6,12 +6,17 @@ import sys
 from typing import TextIO
 
 
+def printable(text: str) -> str:
+    """Names and paths may come from anybody: what a terminal would take for a command is shown as a question mark."""
+    return text if text.isprintable() else "".join(sign if sign.isprintable() else "?" for sign in text)
+
+
 def say(line: str) -> None:
     """One line on stderr. That it cannot be written there must not change how the process ends."""
     if sys.stderr is None:  # closed by whoever started us
         return
     try:
-        print(line, file=sys.stderr, flush=True)
+        print(printable(line), file=sys.stderr, flush=True)
     except OSError:
         swallow(sys.stderr)
 

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 Phase = Callable[[str], AbstractContextManager[object]]
 
 # In the order of a step.
-PHASES = ("data", "augmentation", "forward", "loss", "backward", "all-reduce", "optimizer")
+PHASES = ("data", "augmentation", "forward", "loss", "backward", "all-reduce", "optimizer", "checkpoint")
 
 NOTHING = nullcontext()
 

@@ -99,7 +99,7 @@ def show_table(console: Console, table: Table) -> None:
     if needed <= console.width:
         console.print(table)
         return
-    headers = [column.header for column in table.columns]
+    headers = [str(column.header).replace("\n", " ") for column in table.columns]
     for first, *cells in zip(*(column.cells for column in table.columns), strict=True):
         console.print(Text.assemble(first, style="bold"))
         for header, cell in zip(headers[1:], cells, strict=True):

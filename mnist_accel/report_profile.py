@@ -9,6 +9,7 @@ from mnist_accel.report import show_table, simple_table
 
 BAR = 24  # characters of 100 %
 ONE_TABLE = 160  # columns
+MOST_ROWS = 200  # of convolutions; more than any usual network has
 
 Column = tuple[str, Callable[[ConvolutionRow], str]]
 
@@ -34,8 +35,8 @@ def say(console: Any, text: str, style: str = "dim") -> None:
 
 def what_is_shown(summary: Summary) -> list[str]:
     lines = []
-    if summary.verdict.other_layers:
-        largest = ", ".join(f"{part.name} {part.percent}%" for part in summary.verdict.other_layers[:5])
+    if any(part.percent for part in summary.verdict.other_layers):
+        largest = ", ".join(f"{part.name} {part.percent}%" for part in summary.verdict.other_layers[:5] if part.percent)
         lines.append(f"Of the step, other layers: {largest}")
     if summary.world_size > 1:
         shown = f"rank {summary.rank}" if summary.rank is not None else "one"
@@ -63,11 +64,11 @@ def show_convolutions(console: Any, summary: Summary, no_roofline: str) -> None:
     if not summary.convolutions:
         console.print("\nThere is no convolution in these steps.")
         return
-    columns: list[Column] = [
-        ("forward ms", lambda row: number(row.forward_ms)),
-        ("%", lambda row: f"{row.forward_share:.1f}"),
-        ("backward ms", lambda row: number(row.backward_ms)),
-        ("%", lambda row: f"{row.backward_share:.1f}"),
+    columns: list[Column] = [  # two lines of header, to fit into 80 columns
+        ("forward\nms", lambda row: number(row.forward_ms)),
+        ("forward\n%", lambda row: f"{row.forward_share:.1f}"),
+        ("backward\nms", lambda row: number(row.backward_ms)),
+        ("backward\n%", lambda row: f"{row.backward_share:.1f}"),
         ("GFLOP/s", lambda row: number(row.gflops)),
         ("FLOP/byte", lambda row: number(row.intensity)),
         ("% of roof", lambda row: number(row.roofline_percent)),
@@ -84,12 +85,18 @@ def show_convolutions(console: Any, summary: Summary, no_roofline: str) -> None:
         tables = [(("",), columns), (("", "shape"), arithmetic)]
     for first, chosen in tables:
         table = simple_table(*first, *(header for header, _ in chosen))
-        for row in summary.convolutions:
+        for row in summary.convolutions[:MOST_ROWS]:
             cells = (label(row), row.shape)[: len(first)]
             table.add_row(*cells, *(cell(row) for _, cell in chosen))
         console.print()
         show_table(console, right(table, *range(len(first), len(first) + len(chosen))))
+    say_what_is_left_out(console, len(summary.convolutions), "convolutions")
     show_roofline(console, summary, no_roofline)
+
+
+def say_what_is_left_out(console: Any, count: int, what: str) -> None:
+    if count > MOST_ROWS:
+        say(console, f"{count - MOST_ROWS:,} more {what} are not shown.")
 
 
 def show_roofline(console: Any, summary: Summary, no_roofline: str) -> None:
@@ -141,9 +148,11 @@ def show_comparison(console: Any, comparison: Comparison, other: str) -> None:
     console.print()
     say(console, f"Against {other}:")
     table = simple_table("", "ms", "against", "times", "")
-    for change in (comparison.step, *comparison.phases, *comparison.layers):
+    for change in (comparison.step, *comparison.phases, *comparison.layers[:MOST_ROWS]):
         table.add_row(change.name, number(change.ms), number(change.against_ms), number(change.factor), change.word)
     show_table(console, right(table, 1, 2, 3))
+    say_what_is_left_out(console, len(comparison.layers), "layers")
     for where, names in (("this trace", comparison.only_here), ("the other", comparison.only_there)):
         if names:
-            say(console, f"Only in {where}: {'; '.join(names)}")
+            say(console, f"Only in {where}: {'; '.join(names[:MOST_ROWS])}")
+            say_what_is_left_out(console, len(names), "of them")

@@ -74,7 +74,7 @@ def test_the_trace_has_all_phases_but_no_evaluation(profiled: Run, folder: Path)
         "loss",
         "backward",
         "optimizer",
-        "between",
+        "outside of these",
     ]
     assert sum(phase["share"] for phase in summary["phases"]) == pytest.approx(100)
     (trace,) = (folder / "profiles").rglob("*.gz")
@@ -282,7 +282,7 @@ def test_an_interrupted_run_shows_what_it_has(by_hand: Any) -> None:
 
 def test_a_convolution_that_fails_leaves_no_open_annotation(runtime: Runtime) -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3))
-    with collect.naming_convolutions(model):
+    with collect.naming_layers(model):
         for _ in range(2):
             with pytest.raises(RuntimeError):
                 model(torch.randn(2, 5, 8, 8))

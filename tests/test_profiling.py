@@ -20,14 +20,14 @@ from mnist_accel.errors import UserError
 from mnist_accel.models import build_model
 from mnist_accel.phase import PHASES
 from mnist_accel.profiling import trace_file
-from mnist_accel.profiling.collect import PLANNED, naming_convolutions, plan
+from mnist_accel.profiling.collect import PLANNED, naming_layers, plan
 from mnist_accel.profiling.compare import compare
 from mnist_accel.profiling.folder import make_folder
 from mnist_accel.profiling.layers import IDLE, Analysis, analyse
 from mnist_accel.profiling.roofline import Roofline, measure_roofline
 from mnist_accel.profiling.summary import as_json, summarise, summary_beside
 from mnist_accel.profiling.trace_file import find_traces, read_trace
-from mnist_accel.profiling.verdict import adding_up, judge
+from mnist_accel.profiling.verdict import Part, adding_up, judge, sentence
 
 RECIPES = recipes.names()
 
@@ -68,7 +68,7 @@ def traced(
         for number in range(steps):
             with record_function(f"ProfilerStep#{number}"):
                 if annotated:
-                    with naming_convolutions(network):
+                    with naming_layers(network):
                         step()
                 else:
                     step()
@@ -124,7 +124,7 @@ def test_phases_and_parts_each_account_for_the_whole_step(of_recipe: Any) -> Non
     _, analysis, _ = of_recipe
     assert sum(analysis.phases.values()) == pytest.approx(analysis.total_us, rel=1e-6)
     assert sum(analysis.parts.values()) == pytest.approx(analysis.total_us, rel=1e-6)
-    assert {"forward", "loss", "backward", "optimizer"} <= set(analysis.phases) <= {*PHASES, "between"}
+    assert {"forward", "loss", "backward", "optimizer"} <= set(analysis.phases) <= {*PHASES, "outside of these"}
     by_kind: dict[str, float] = {}
     for owner, duration in analysis.parts.items():
         by_kind[owner.kind] = by_kind.get(owner.kind, 0.0) + duration
@@ -205,6 +205,43 @@ def test_autocast_counts_two_bytes_a_number_and_casts_belong_to_their_layer(tmp_
     assert row.forward_us == pytest.approx(sum(e.time_range.elapsed_us() for e in outermost), rel=0.05)
 
 
+def test_other_layers_are_named_by_their_module_and_in_a_foreign_trace_by_the_operation(tmp_path: Path) -> None:
+    """Dropout's own operations are none that anybody would recognise it by."""
+    torch.manual_seed(0)
+    network = build_model("compact13k", 0.1).train()
+    found = {}
+    for annotated in (True, False):
+        analysis = analyse(read_trace(traced(network, tmp_path, annotated=annotated)[0]))
+        owners = [owner for owner in analysis.parts if owner.kind == "other layers"]
+        found[annotated] = {
+            phase: {owner.detail for owner in owners if owner.phase == phase} for phase in ("forward", "backward")
+        }
+        assert sum(analysis.parts.values()) == pytest.approx(analysis.total_us, rel=1e-6)
+    leaves = {type(leaf).__name__ for leaf in network.modules() if not any(leaf.children())}
+    assert {"Dropout", "BatchNorm2d"} <= leaves
+    for phase in ("forward", "backward"):
+        assert {"Dropout", "BatchNorm2d"} <= found[True][phase], phase
+        assert not {"mul", "ge", "random", "batch_norm"} & found[True][phase], phase
+        assert {"mul", "batch_norm"} <= found[False][phase], phase
+    assert {"ge", "random"} <= found[False]["forward"]
+
+
+def test_writing_a_checkpoint_between_two_steps_is_a_phase_and_a_part_of_its_own(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 3))
+
+    def step() -> None:
+        network(torch.randn(2, 1, 8, 8)).sum().backward()
+        with record_function("phase:checkpoint"):
+            for _ in range(100):
+                torch.save(network.state_dict(), tmp_path / "checkpoint")
+
+    analysis = analyse(read_trace(traced(network, tmp_path, step=step)[0]))
+    assert analysis.phases["checkpoint"] > analysis.total_us / 2
+    said = judge(analysis, ["conv1"])
+    assert said.sentence.startswith("Writing checkpoints bounds this run: ")
+    assert said.parts[0].ms == pytest.approx(analysis.phases["checkpoint"] / 3000)
+
+
 # A GPU's trace, event by event
 
 
@@ -258,7 +295,7 @@ def test_on_a_gpu_the_device_s_time_counts_and_its_idleness_is_launch_overhead(t
     (row,) = analysis.convolutions
     assert (row.module, row.forward_us, row.backward_us) == ("stem.conv", 10, 20)
     assert row.shape is not None and row.shape.item_bytes == 2 and row.input_flop == 0
-    assert analysis.phases == {"forward": 15, "backward": 25, "all-reduce": 10, IDLE: 30, "between": 20}
+    assert analysis.phases == {"forward": 15, "backward": 25, "all-reduce": 10, IDLE: 30, "outside of these": 20}
     said = judge(analysis, ["stem.conv"])
     assert {part.name: part.percent for part in said.parts} == {
         "launch overhead": 30,
@@ -270,6 +307,33 @@ def test_on_a_gpu_the_device_s_time_counts_and_its_idleness_is_launch_overhead(t
     }
     assert said.sentence.startswith("Launch overhead bounds this run: 30% of the step")
     assert analysis.eager
+
+
+def test_on_a_gpu_idleness_while_the_cpu_does_something_else_is_that_and_steps_share_no_kernel(tmp_path: Path) -> None:
+    path = gpu_trace(tmp_path)
+    said = json.loads(path.read_text())
+    for name, thread, start, duration in (
+        ("enumerate(DataLoader)#x", 1, 0, 4),  # before the first kernel
+        ("phase:checkpoint", 1, 86, 14),  # from 90 on nothing runs
+        ("ProfilerStep#8", 1, 100, 50),
+    ):
+        said["traceEvents"].append(
+            an_event(cat="user_annotation", name=name, tid=thread, ts=start, dur=duration, args={})
+        )
+    said["traceEvents"].append(an_event(cat="kernel", name="ncclDevKernel_AllReduce", tid=20, ts=95, dur=15, args={}))
+    said["traceEvents"].append(an_event(cat="kernel", name="k", tid=7, ts=102, dur=4, args={}))
+    path.write_text(json.dumps(said))
+    analysis = analyse(read_trace(path))
+    assert analysis.total_us == 150
+    assert analysis.phases == {
+        "data": 4,
+        "forward": 15,
+        "backward": 25,
+        "all-reduce": 10 + 5 + 2 + 4,
+        "checkpoint": 5,
+        IDLE: 16 + 40,
+        "outside of these": 20 + 4,
+    }
 
 
 def test_a_captured_graph_is_noticed(tmp_path: Path) -> None:
@@ -370,6 +434,15 @@ def test_the_verdict_names_the_largest_part(of_recipe: Any) -> None:
     if said.parts[0].name != "other layers":
         assert said.sentence.lower().startswith(said.parts[0].name.lower())
     assert {f"{name}'s {way}" for name in names for way in ("forward", "backward")} <= {p.name for p in said.parts}
+
+
+def test_the_verb_agrees_with_what_bounds_the_run() -> None:
+    other, loss = Part("operations outside of layers", 1.0, 60), Part("loss", 0.5, 40)
+    assert sentence([other, loss], []).startswith("Operations outside of layers bound this run: 60%")
+    assert sentence([loss, other], []).startswith("Loss bounds this run: 40%")
+    layers = [Part("other layers", 1.0, 100)]
+    named = [Part("relu", 1.0, 99), Part("avg_pool2d", 0.001, 0)]
+    assert sentence(layers, named) == "Layers other than convolutions bound this run: 100% of the step (relu 99%)."
 
 
 # When
@@ -480,7 +553,8 @@ def test_a_file_is_never_read_beyond_its_limits(tmp_path: Path, monkeypatch: pyt
     assert len(read_trace(path).events) == 1
 
 
-ODD = (None, True, "x", "[1,", -1, 2**70, 1.5, [], [[]], [[1, "x"]], [["a"]], {}, [None], ["[1, 1]"], [[[1]]])
+ESCAPE = "\x1b[2J\x9b\ud800\u202e"  # what a terminal takes for a command, or cannot be written
+ODD = (ESCAPE, None, True, "x", "[1,", -1, 2**70, 1.5, [], [[]], [[1, "x"]], [["a"]], {}, [None], ["[1, 1]"], [[[1]]])
 
 
 def test_odd_values_within_an_event_never_raise(tmp_path: Path) -> None:
@@ -504,6 +578,30 @@ def test_odd_values_within_an_event_never_raise(tmp_path: Path) -> None:
         (tmp_path / "odd.json").write_text(json.dumps({"traceEvents": broken, "distributedInfo": draw.choice(ODD)}))
         with suppress(UserError):
             as_json(summarise(analyse(read_trace(tmp_path / "odd.json")), Roofline("fp32", 1.0, 1.0)))
+
+
+def test_no_name_of_a_trace_or_a_summary_commands_the_terminal(tmp_path: Path) -> None:
+    path, _ = traced(build_model("onepoch", 0.1), tmp_path, steps=1)
+    said = json.loads(path.read_text())
+    for event in said["traceEvents"]:
+        event["name"] = event.get("name", "").replace("layer:", f"layer:x{ESCAPE}").replace("relu", f"relu{ESCAPE}")
+    path.write_text(json.dumps(said))
+    text = as_json(summarise(analyse(read_trace(path)), None, machine={f"cpu{ESCAPE[:-2]}": [ESCAPE[:-2]]}))
+    (tmp_path / "summary.json").write_text(text)
+    summary, _ = summary_beside(path)
+    assert summary is not None and summary.machine == {"cpu?[2J?": ["?[2J?"]}
+    assert summary.convolutions[0].module.startswith("x?[2J???")
+    said["traceEvents"].append(an_event(name=ESCAPE, dur=-1))
+    path.write_text(json.dumps(said))
+    with pytest.raises(UserError) as error:
+        read_trace(path)
+    assert str(error.value).isprintable()
+
+
+def test_a_convolution_of_more_axes_than_torch_knows_has_no_shape(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(with_event(args={"Input Dims": [[2] * 6, [2] * 6]}))
+    (row,) = analyse(read_trace(tmp_path / "x.json")).convolutions
+    assert row.shape is None and row.forward_us == 2
 
 
 def test_folders(tmp_path: Path) -> None:

@@ -13,16 +13,17 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from test_profiling import gpu_trace, nested, traced
+from test_profiling import an_event, gpu_trace, nested, traced
 
 from mnist_accel.commands import trace
 from mnist_accel.errors import UserError
 from mnist_accel.models import build_model
+from mnist_accel.profiling.compare import compare
 from mnist_accel.profiling.layers import analyse
 from mnist_accel.profiling.roofline import Roofline
 from mnist_accel.profiling.summary import Cost, RankTimes, Summary, as_json, summarise
 from mnist_accel.profiling.trace_file import read_trace
-from mnist_accel.report_profile import show_profile
+from mnist_accel.report_profile import show_comparison, show_profile
 
 PROJECT = Path(__file__).resolve().parents[1]
 Said = Callable[..., list[str]]
@@ -184,6 +185,22 @@ def test_hostile_files_end_a_real_process_with_one_line_and_code_2(
     assert [left.name for left in tmp_path.iterdir()] == [path.name]
 
 
+def test_a_path_cannot_command_the_terminal(tmp_path: Path, clean_environment: dict[str, str]) -> None:
+    typed = str(tmp_path / "x\x1b]0;title\x07.json")
+    for content, code in ((b"[]", 2), (json.dumps({"traceEvents": [an_event()]}).encode(), 0)):
+        Path(typed).write_bytes(content)
+        ended = subprocess.run(
+            [sys.executable, "-m", "mnist_accel", "trace", typed],
+            cwd=PROJECT,
+            env=clean_environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert ended.returncode == code and not {"\x1b", "\x07"} & set(ended.stdout + ended.stderr)
+        assert "x?]0;title?.json" in (ended.stdout + ended.stderr).replace("\n", "")
+
+
 # On screens of any width
 
 
@@ -200,6 +217,20 @@ def test_nothing_is_cut_in_two_at_any_width(columns: int, tmp_path: Path, capsys
     for word in ("conv9 [30]", "backward", "the step", "8×16×24²", "Profiling:", "references,"):
         assert any(word in line for line in lines), f"{word} is cut in two"
     assert sum(line.startswith("conv9 [30]") for line in lines) == (1 if columns == 200 else 2)
+    if columns == 40:
+        assert sum(line.startswith("  forward %: ") for line in lines) == len(summary.convolutions)
+
+
+def test_of_very_many_convolutions_the_first_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"traceEvents": [an_event(ts=10 * number, args={}) for number in range(250)]}))
+    summary = summarise(analyse(read_trace(path)), None)
+    assert len(summary.convolutions) == 250
+    console = Console(width=200, color_system=None)
+    show_profile(console, summary)
+    assert "50 more convolutions are not shown." in capsys.readouterr().out
+    show_comparison(console, compare(summary, summary), "x")
+    assert "300 more layers are not shown." in capsys.readouterr().out
 
 
 def test_what_ran_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic.dataclasses import dataclass
 
 from mnist_accel import cli, commands, report
-from mnist_accel.errors import UserError
+from mnist_accel.errors import UserError, printable
 from mnist_accel.recipe import CONFIG, keys_of, option
 
 if TYPE_CHECKING:  # a typing mistake must not wait for torch
@@ -50,12 +50,12 @@ def main(argv: list[str]) -> int:
         rows.append(("recipe", f"{summary.recipe}, batch {summary.batch_size}, {summary.precision}"))
     if summary.machine:
         rows.append(("machine", ", ".join(f"{key} {value}" for key, value in summary.machine.items())))
-    report.facts(console, rows)
+    report.facts(console, [(name, printable(value)) for name, value in rows])
     report_profile.show_profile(console, summary, no_roofline)
     if baseline:
-        report_profile.show_comparison(console, compare(summary, baseline), str(other))
+        report_profile.show_comparison(console, compare(summary, baseline), printable(str(other)))
     console.print()
-    report.facts(console, how_to_open(traces[0]))
+    report.facts(console, [(name, printable(value)) for name, value in how_to_open(traces[0])])
     return 0
 
 

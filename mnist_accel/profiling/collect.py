@@ -28,7 +28,7 @@ from mnist_accel.profiling.folder import make_folder, trace_name, write_summary
 from mnist_accel.profiling.layers import analyse
 from mnist_accel.profiling.roofline import Roofline, measure_roofline
 from mnist_accel.profiling.summary import Cost, RankTimes, Summary, summarise
-from mnist_accel.profiling.trace_file import LAYER, PHASE, trace_in
+from mnist_accel.profiling.trace_file import LAYER, MODULE, PHASE, trace_in
 from mnist_accel.results import write_whole
 from mnist_accel.runtime import Runtime
 from mnist_accel.stepping import Position, StepInfo
@@ -140,7 +140,7 @@ class Profile:
             record_shapes=True,
         )
         self.tracing = ExitStack()
-        self.tracing.enter_context(naming_convolutions(self.model))
+        self.tracing.enter_context(naming_layers(self.model))
         profiler = self.tracing.enter_context(self.runtime.accelerator.profile(settings))
         self.tracing_step = profiler.step
 
@@ -227,15 +227,17 @@ class Profile:
 
 
 @contextmanager
-def naming_convolutions(model: nn.Module) -> Iterator[None]:
-    """Inside, each convolution's forward pass stands in the trace under its module's name.
+def naming_layers(model: nn.Module) -> Iterator[None]:
+    """Inside, each convolution's forward pass stands in the trace under its module's name, another layer's under its
+    class: to torch our dropout is a multiplication and a comparison.
 
     No hooks for backward: those tell the first convolution's wrongly, because the images need no gradient.
     """
     handles = []
     for name, module in model.named_modules():
-        if isinstance(module, nn.modules.conv._ConvNd):
-            begin, end = marks(LAYER + name)
+        convolves = isinstance(module, nn.modules.conv._ConvNd)
+        if convolves or not any(module.children()):
+            begin, end = marks(LAYER + name if convolves else MODULE + type(module).__name__)
             handles.append(module.register_forward_pre_hook(begin))
             handles.append(module.register_forward_hook(end, always_call=True))
     try:

@@ -19,6 +19,7 @@ BYTES = {
     "bfloat16": 2,
     "half": 2,
 }
+MOST_AXES = 5  # images, channels and three of a volume: torch convolves no more
 LARGEST_SIZE = 2**40  # of one axis; what a damaged trace says must stay a number that can be computed with
 
 
@@ -138,7 +139,7 @@ def gradients_asked(backward: Event) -> tuple[bool, bool]:
 def sizes_of(item: Any) -> list[int]:
     if not isinstance(item, list) or not all(type(size) is int and 0 <= size < LARGEST_SIZE for size in item):
         return []
-    return item if len(item) <= 8 else []
+    return item if len(item) <= MOST_AXES else []
 
 
 def numbers(said: list[Any], place: int, count: int) -> tuple[int, ...] | None:

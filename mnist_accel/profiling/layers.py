@@ -1,5 +1,6 @@
 """A trace → time by phase, by part of the network, and a row for every convolution. Means over the traced steps."""
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -7,12 +8,13 @@ from dataclasses import dataclass, field
 from mnist_accel.errors import UserError
 from mnist_accel.phase import PHASES
 from mnist_accel.profiling.flops import Shape, gradients_asked, shape_of
-from mnist_accel.profiling.owners import BETWEEN, Owner, Owners
+from mnist_accel.profiling.owners import BETWEEN, SAVING, Owner, Owners
 from mnist_accel.profiling.timeline import Step, steps_of
-from mnist_accel.profiling.trace_file import ON_DEVICE, Event, Trace
+from mnist_accel.profiling.trace_file import ON_DEVICE, PHASE, Event, Trace
 
 IDLE = "launch overhead"
 Launches = dict[tuple[str, int], Owner]
+Stretch = tuple[Owner, float, float]  # from, to
 
 
 @dataclass
@@ -50,7 +52,8 @@ def analyse(trace: Trace) -> Analysis:
     found = Analysis(len(steps), sum(step.duration for step in steps), trace.on_gpu, {}, {})
     found.eager = not any(event.name == "cudaGraphLaunch" for event in trace.events)
     owners = [Owners(step) for step in steps]
-    rows = [rows_for(found.convolutions, of_step) for of_step in owners]
+    by_module: dict[str, list[int]] = defaultdict(list)
+    rows = [rows_for(found.convolutions, by_module, of_step) for of_step in owners]
     pieces: list[tuple[Owner, float]] = []
     if found.on_gpu:
         # The CPU may be steps ahead of the device, so a kernel's launch is looked for in all of them.
@@ -58,10 +61,13 @@ def analyse(trace: Trace) -> Analysis:
         for of_step, rows_of_step in zip(owners, rows, strict=True):
             for key, owner in of_step.launches():
                 launches[key] = over_all_steps(owner, rows_of_step)
-        for kernel in (event for event in trace.events if event.category in ON_DEVICE):
-            add_to_row(found.convolutions, owner_of(kernel, launches), kernel.duration)
+        kernels = [(owner_of(event, launches), event) for event in trace.events if event.category in ON_DEVICE]
+        for owner, kernel in kernels:
+            add_to_row(found.convolutions, owner, kernel.duration)
+        stretches = exposed(sorted(kernels, key=lambda pair: pair[1].start))
+        ends = [end for _, _, end in stretches]
         for step in steps:
-            pieces += device_pieces(step, [(owner_of(kernel, launches), kernel) for kernel in step.kernels])
+            pieces += device_pieces(step, stretches, bisect_right(ends, step.start))
     else:
         for of_step, rows_of_step in zip(owners, rows, strict=True):
             pieces += [(over_all_steps(owner, rows_of_step), duration) for owner, duration in of_step.pieces()]
@@ -98,14 +104,14 @@ def owner_of(kernel: Event, launches: Launches) -> Owner:
     return Owner(BETWEEN, "other")
 
 
-def rows_for(convolutions: list[ConvolutionTimes], owners: Owners) -> list[int]:
+def rows_for(convolutions: list[ConvolutionTimes], by_module: dict[str, list[int]], owners: Owners) -> list[int]:
     """The number of each convolution's row: by its module where that is known, else by its place in the step."""
     rows = []
     seen: dict[str, int] = defaultdict(int)
     for convolution in owners.convolutions:
         place = seen[convolution.module]
         seen[convolution.module] += 1
-        same = [index for index, row in enumerate(convolutions) if row.module == convolution.module]
+        same = by_module[convolution.module]
         if place == len(same):
             same.append(len(convolutions))
             convolutions.append(ConvolutionTimes(convolution.module))
@@ -127,47 +133,75 @@ def rows_for(convolutions: list[ConvolutionTimes], owners: Owners) -> list[int]:
     return rows
 
 
-def device_pieces(step: Step, kernels: list[tuple[Owner, Event]]) -> Iterator[tuple[Owner, float]]:
-    """The step's time as the device spent it: a kernel's owner, communication that nothing hides, or idleness."""
+def device_pieces(step: Step, stretches: list[Stretch], first: int) -> Iterator[tuple[Owner, float]]:
+    """The step's time as the device spent it: a kernel's owner, communication that nothing hides, or idleness.
+
+    ``first``: the first of the stretches that ends within the step or after it.
+    """
+    waits = [(owner, call.event) for call in step.main if (owner := waiting_for(call.event))]
+    ends = [event.end for _, event in waits]
     place = step.start
-    for owner, start, end in exposed(kernels, step):
-        yield from idle(step, place, start)
+    for index in range(first, len(stretches)):
+        owner, start, end = stretches[index]
+        if start >= step.end:
+            break
+        start, end = max(start, step.start), min(end, step.end)
+        yield from idle(waits, ends, place, start)
         yield owner, end - start
         place = end
-    yield from idle(step, place, step.end)
+    yield from idle(waits, ends, place, step.end)
 
 
-def exposed(kernels: Iterable[tuple[Owner, Event]], step: Step) -> Iterator[tuple[Owner, float, float]]:
-    """Disjoint stretches; where several kernels run, computation hides communication, and an earlier one a later."""
-    computing: list[tuple[Owner, float, float]] = []
-    communicating: list[tuple[Owner, float, float]] = []
+def exposed(kernels: Iterable[tuple[Owner, Event]]) -> list[Stretch]:
+    """Disjoint stretches; where several kernels run, computation hides communication, and an earlier one a later.
+
+    The kernels come in the order of their beginning.
+    """
+    computing: list[Stretch] = []
+    communicating: list[Stretch] = []
     for owner, kernel in kernels:
         lane = communicating if owner.kind == "all-reduce" else computing
-        start = max(kernel.start, step.start, lane[-1][2] if lane else step.start)
-        end = min(kernel.end, step.end)
-        if end > start:
-            lane.append((owner, start, end))
-    for owner, start, end in communicating.copy():
-        communicating.remove((owner, start, end))
-        for _, busy_from, busy_to in computing:
-            if busy_to <= start or busy_from >= end:
-                continue
+        start = max(kernel.start, lane[-1][2]) if lane else kernel.start
+        if kernel.end > start:
+            lane.append((owner, start, kernel.end))
+    found = computing.copy()
+    next_busy = 0
+    for owner, start, end in communicating:
+        while next_busy < len(computing) and computing[next_busy][2] <= start:
+            next_busy += 1
+        # The last of these may hide the next communication too, so it is not passed yet.
+        while next_busy < len(computing) and computing[next_busy][1] < end:
+            _, busy_from, busy_to = computing[next_busy]
             if busy_from > start:
-                communicating.append((owner, start, busy_from))
-            start = max(start, busy_to)
+                found.append((owner, start, busy_from))
+            start = busy_to
+            if busy_to > end:
+                break
+            next_busy += 1
         if end > start:
-            communicating.append((owner, start, end))
-    return iter(sorted(computing + communicating, key=lambda stretch: stretch[1]))
+            found.append((owner, start, end))
+    return sorted(found, key=lambda stretch: stretch[1])
 
 
-def idle(step: Step, start: float, end: float) -> Iterator[tuple[Owner, float]]:
-    """The device waits: for images where the CPU is in a DataLoader, else for the CPU to launch something."""
+def waiting_for(event: Event) -> Owner | None:
+    """What the CPU does that keeps it from launching anything."""
+    if event.name.startswith("enumerate(DataLoader)#"):
+        return Owner("data", "data")
+    return SAVING if event.name == PHASE + SAVING.phase else None
+
+
+def idle(
+    waits: list[tuple[Owner, Event]], ends: list[float], start: float, end: float
+) -> Iterator[tuple[Owner, float]]:
+    """The device waits: for what the CPU is known to do (``waits``, which end at ``ends``), else for launches."""
     if end <= start:
         return
-    waiting = 0.0
-    for call in step.main:
-        if call.event.name.startswith("enumerate(DataLoader)#"):
-            waiting += max(0.0, min(end, call.event.end) - max(start, call.event.start))
-    if waiting:
-        yield Owner("data", "data"), waiting
-    yield Owner(IDLE, "overhead"), end - start - waiting
+    left = end - start
+    for index in range(bisect_right(ends, start), len(waits)):
+        owner, event = waits[index]
+        if event.start >= end:
+            break
+        waiting = min(end, event.end) - max(start, event.start)
+        yield owner, waiting
+        left -= waiting
+    yield Owner(IDLE, "overhead"), max(left, 0.0)

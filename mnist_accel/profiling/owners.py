@@ -4,12 +4,13 @@ Backward belongs to the layer that caused it: autograd numbers its nodes, and a 
 call had which made it. The last call with a number is the one that made the node: those before it needed no gradient.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from mnist_accel.profiling.timeline import BACKWARD_NODE, Call, Step
-from mnist_accel.profiling.trace_file import LAYER, PHASE, Event
+from mnist_accel.profiling.trace_file import LAYER, MODULE, PHASE, Event
 
 Kind = Literal[
     "data",
@@ -20,10 +21,12 @@ Kind = Literal[
     "loss",
     "optimizer",
     "all-reduce",
+    "checkpoint",
     "overhead",
     "other",
 ]
-BETWEEN = "between"  # the phase of what lies between the phases
+BETWEEN = "outside of these"  # the phase of what lies between the phases
+MOST_THREADS = 64  # that call autograd; a damaged trace may name any number
 CONVOLUTIONS = ("aten::conv", "aten::_conv", "aten::cudnn_conv", "aten::mkldnn_conv", "aten::thnn_conv")
 
 
@@ -57,6 +60,7 @@ class Convolution:
 
 
 REDUCING = Owner("all-reduce", "all-reduce")
+SAVING = Owner("checkpoint", "checkpoint")
 
 
 def is_communication(name: str) -> bool:
@@ -73,6 +77,7 @@ class Owners:
     def __init__(self, step: Step):
         self.step = step
         self.convolutions: list[Convolution] = []
+        self.module_of: dict[Call, str] = {}  # the class of the module that was called, where the trace marks it
         self.of_call: dict[Call, Owner] = {}
         forward_calls = self.find_forward()
         self.made = self.link(forward_calls)
@@ -90,47 +95,53 @@ class Owners:
     def find_forward(self) -> list[Call]:
         """The calls before and outside of backward, in the order of time; convolutions among them are noted."""
         found = []
-        waiting = [(call, "", False) for call in reversed((*self.step.main, *self.step.others))]
+        waiting = [(call, "", "", False) for call in reversed((*self.step.main, *self.step.others))]
         while waiting:
-            call, module, within = waiting.pop()
+            call, module, kind, within = waiting.pop()
             name = call.event.name
             if is_backward(call):
                 continue
             if name.startswith(LAYER):
                 module = name.removeprefix(LAYER)
+            if name.startswith(MODULE):
+                kind = name.removeprefix(MODULE)
             if call.event.category == "cpu_op":
                 found.append(call)
+                if kind:
+                    self.module_of[call] = kind
                 if not within and name.startswith(CONVOLUTIONS):
                     self.convolutions.append(Convolution(call, module))
                     within = True
-            waiting.extend((inner, module, within) for inner in reversed(call.calls))
+            waiting.extend((inner, module, kind, within) for inner in reversed(call.calls))
         self.convolutions.sort(key=lambda convolution: convolution.call.event.start)
         return sorted(found, key=lambda call: call.event.start)
 
     def link(self, forward_calls: list[Call]) -> dict[Call, Call]:
         """Backward node → the forward call that made it."""
         numbered: dict[tuple[tuple[str, str], int], list[Call]] = {}
-        threads: list[tuple[str, str]] = []
+        calling: dict[tuple[str, str], None] = {}  # the threads, in the order of time
         for call in forward_calls:
             number = call.event.number("Sequence number")
             if number is not None:
                 numbered.setdefault((call.event.thread, number), []).append(call)
-                if call.event.thread not in threads:
-                    threads.append(call.event.thread)
+                calling[call.event.thread] = None
+        threads = list(calling)[:MOST_THREADS]
         nodes = [call for call in self.step.calls() if is_backward(call)]
         # Each thread counts for itself; a node says on whose count it is, in numbers of the profiler's own.
         told = sorted({call.event.number("Fwd thread id") or 0 for call in nodes if has_number(call)})
+        place_of = {thread_id: place for place, thread_id in enumerate(told)}
         made = {}
         for node in nodes:
             number = node.event.number("Sequence number")
             if number is None:
                 continue
-            place = told.index(node.event.number("Fwd thread id") or 0)
+            place = place_of[node.event.number("Fwd thread id") or 0]
             likely = threads[min(place, len(threads) - 1) :] + threads if threads else []
             for thread in likely:
-                before = [call for call in numbered.get((thread, number), ()) if call.event.start <= node.event.start]
+                candidates = numbered.get((thread, number), [])
+                before = bisect_right(candidates, node.event.start, key=lambda call: call.event.start)
                 if before:
-                    made[node] = before[-1]
+                    made[node] = candidates[before - 1]
                     break
         by_call = {call: convolution for convolution in self.convolutions for call in within(convolution.call)}
         for node, maker in made.items():
@@ -150,8 +161,8 @@ class Owners:
         event = call.event
         if event.category == "user_annotation":
             return annotated(event.name, inherited)
-        if is_communication(event.name):
-            return Owner("all-reduce", "all-reduce")
+        if is_communication(event.name) and inherited != SAVING:
+            return REDUCING
         if inherited.kind not in ("overhead", "other layers") or event.category != "cpu_op":
             return inherited
         if is_backward(call):
@@ -161,12 +172,12 @@ class Owners:
         if inherited.kind == "other layers":
             return inherited
         if inherited.phase in ("forward", "loss"):
-            return Owner(inherited.phase, "other layers", short(event.name))
+            return Owner(inherited.phase, "other layers", self.layer(call))
         if inherited.phase == BETWEEN:  # a trace that does not name the phases
             if "loss" in event.name or "cross_entropy" in event.name:
                 return Owner("loss", "loss")
             if self.forward_from <= event.start < self.backward_from:
-                return Owner("forward", "other layers", short(event.name))
+                return Owner("forward", "other layers", self.layer(call))
         return Owner(inherited.phase, "other")
 
     def backward_owner(self, node: Call) -> Owner:
@@ -185,7 +196,11 @@ class Owners:
             return Owner("backward", "loss")
         if maker in self.conv_of:  # the bias or a cast around it
             return Owner("backward", "convolution backward", self.conv_of[maker])
-        return Owner("backward", "other layers", short(top.event.name))
+        return Owner("backward", "other layers", self.module_of.get(maker) or short(top.event.name))
+
+    def layer(self, call: Call) -> str:
+        """Its module's class; where nothing marks it, what it is to torch."""
+        return self.module_of.get(call) or short(call.event.name)
 
     def launches(self) -> Iterator[tuple[tuple[str, int], Owner]]:
         """What kernels name the call by that launched them."""
@@ -216,6 +231,7 @@ class Owners:
                 else:
                     # Where the phases are named, all that is left of backward is DDP's.
                     waits = is_communication(inner.event.name) or (after_backward and call is not whole)
+                    waits = waits and owner != SAVING
             yield REDUCING if waits else owner, max(end - place, 0.0)
 
     def last_node(self, call: Call) -> Call | None:
@@ -243,6 +259,7 @@ def annotated(name: str, inherited: Owner) -> Owner:
             "loss": "loss",
             "optimizer": "optimizer",
             "all-reduce": "all-reduce",
+            "checkpoint": "checkpoint",
         }
         return Owner(phase, kinds.get(phase, "overhead"))
     if name.startswith(("Optimizer.step#", "Optimizer.zero_grad#")):

@@ -1,13 +1,16 @@
 """All that a profile says, as plain numbers with names: ``summary.json``, and what the console shows."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
+from pydantic_core import from_json
 
+from mnist_accel.errors import printable
 from mnist_accel.profiling.layers import Analysis, ConvolutionTimes
 from mnist_accel.profiling.roofline import Roofline
 from mnist_accel.profiling.trace_file import SUMMARY
@@ -124,7 +127,8 @@ def names_of(convolutions: list[ConvolutionTimes]) -> list[str]:
     for number, times in enumerate(convolutions, start=1):
         own = times.module.rpartition(".")[2]
         names.append(times.module if own and not own.isdecimal() else f"conv{number}")
-    return [name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names, start=1)]
+    count = Counter(names)
+    return [name if count[name] == 1 else f"{name} ({number})" for number, name in enumerate(names, start=1)]
 
 
 def row_of(name: str, times: ConvolutionTimes, analysis: Analysis, roofline: Roofline | None) -> ConvolutionRow:
@@ -161,7 +165,7 @@ def summary_beside(trace: Path) -> tuple[Summary | None, str]:
     try:
         if path.stat().st_size > LARGEST_SUMMARY:
             raise ValueError
-        said = TypeAdapter(Summary).validate_json(path.read_bytes())
+        said = TypeAdapter(Summary).validate_python(all_printable(from_json(path.read_bytes())))
         roofline, cost = said.roofline, said.cost
         measured = [roofline.matmul_gflops, roofline.copy_gb_s] if roofline else []
         measured += [cost.plain_ms, cost.profiled_ms] if cost else []
@@ -172,3 +176,14 @@ def summary_beside(trace: Path) -> tuple[Summary | None, str]:
         return None, f"there is no {SUMMARY} beside the trace that tells what its machine reaches"
     except (OSError, ValueError):
         return None, f"{path} does not tell what its machine reaches"
+
+
+def all_printable(value: Any) -> Any:
+    """JSON with all its texts so; its depth is bounded by who has read it."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, list):
+        return [all_printable(item) for item in value]
+    if isinstance(value, dict):
+        return {printable(key): all_printable(item) for key, item in value.items()}
+    return value

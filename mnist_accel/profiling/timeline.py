@@ -36,13 +36,12 @@ class Call:
 
 @dataclass(frozen=True)
 class Step:
-    """One training step: its calls on all threads, outermost first, and what the device ran meanwhile."""
+    """One training step: its calls on all threads, outermost first."""
 
     start: float
     end: float
     main: list[Call]  # the outermost calls of the thread that trains
     others: list[Call]  # those of the other threads: on a GPU, backward has one of its own
-    kernels: list[Event]
 
     @property
     def duration(self) -> float:
@@ -80,16 +79,12 @@ def steps_of(trace: Trace) -> list[Step]:
         # A call that a step begins within is around the steps, not part of one.
         if not event.name.startswith(STEP) and bisect_right(starts, event.start) == bisect_left(starts, event.end):
             by_thread[event.thread].append(event)
-    outermost = {thread: nest(events) for thread, events in by_thread.items()}
-    kernels = sorted((event for event in trace.events if event.category in ON_DEVICE), key=lambda event: event.start)
-    steps = []
-    for start, end in windows:
-        inside = {
-            thread: [call for call in calls if start <= call.event.start < end] for thread, calls in outermost.items()
-        }
-        others = [call for thread, calls in inside.items() if thread != main for call in calls]
-        meanwhile = [kernel for kernel in kernels if kernel.start < end and kernel.end > start]
-        steps.append(Step(start, end, inside.get(main, []), others, meanwhile))
+    steps = [Step(start, end, [], []) for start, end in windows]
+    for thread, events in by_thread.items():
+        for call in nest(events):
+            index = bisect_right(starts, call.event.start) - 1
+            if index >= 0 and call.event.start < steps[index].end:
+                (steps[index].main if thread == main else steps[index].others).append(call)
     return steps
 
 
@@ -98,8 +93,7 @@ def windows_of(events: list[Event]) -> tuple[tuple[str, str], list[tuple[float, 
     marked = [event for event in events if event.name.startswith(STEP)]
     if marked:
         main = marked[0].thread
-        windows = sorted((event.start, event.end) for event in marked if event.thread == main)
-        return main, [window for window in windows if window[1] > window[0]]
+        return main, one_after_another(sorted((event.start, event.end) for event in marked if event.thread == main))
     updates = [event for event in events if event.name.startswith("Optimizer.step#")]
     ends = sorted(event.end for event in updates)
     busiest: dict[tuple[str, str], float] = defaultdict(float)
@@ -109,6 +103,16 @@ def windows_of(events: list[Event]) -> tuple[tuple[str, str], list[tuple[float, 
     start = min(event.start for event in events if event.thread == main)
     if len(ends) > 1:
         # The part before the first update may lack the beginning of its step.
-        return main, list(pairwise(ends))
+        return main, one_after_another(pairwise(ends))
     end = max(event.end for event in events if event.thread == main)
     return main, [(start, end)] if end > start else []
+
+
+def one_after_another(windows: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """No two at the same time: a moment belongs to one step."""
+    disjoint: list[tuple[float, float]] = []
+    for start, end in windows:
+        start = max(start, disjoint[-1][1]) if disjoint else start
+        if end > start:
+            disjoint.append((start, end))
+    return disjoint

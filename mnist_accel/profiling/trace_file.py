@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mnist_accel.errors import UserError
+from mnist_accel.errors import UserError, printable
 
-PHASE, LAYER = "phase:", "layer:"  # how our annotations begin
+PHASE, LAYER, MODULE = "phase:", "layer:", "module:"  # how our annotations begin
 STEP = "ProfilerStep#"
 SUMMARY = "summary.json"  # beside the traces that profile=true leaves
 SUFFIXES = (".pt.trace.json.gz", ".pt.trace.json", ".json.gz", ".json")
@@ -166,6 +166,7 @@ def events_in(item: Any) -> Iterator[Event]:
     name = item.get("name")
     if category not in KEPT or not isinstance(name, str):
         return
+    name = printable(name)
     times = []
     for key in ("ts", "dur"):
         value = item.get(key)

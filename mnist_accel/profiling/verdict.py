@@ -7,7 +7,12 @@ from math import floor
 
 from mnist_accel.profiling.layers import Analysis
 
-NAMES = {"all-reduce": "exposed all-reduce", "other": "operations outside of layers"}
+NAMES = {
+    "all-reduce": "exposed all-reduce",
+    "checkpoint": "writing checkpoints",
+    "other": "operations outside of layers",
+}
+PLURAL = ("operations outside of layers", "other layers")
 
 
 @dataclass(frozen=True)
@@ -74,9 +79,10 @@ def sentence(parts: Sequence[Part], other_layers: Sequence[Part]) -> str:
     if not parts:
         return "Nothing ran."
     first, *rest = parts
-    text = f"{first.name[0].upper()}{first.name[1:]} bounds this run: {first.percent}% of the step"
-    if first.name == "other layers" and other_layers:
-        largest = ", ".join(f"{part.name} {part.percent}%" for part in other_layers[:3])
+    verb = "bound" if first.name in PLURAL else "bounds"
+    text = f"{first.name[0].upper()}{first.name[1:]} {verb} this run: {first.percent}% of the step"
+    largest = ", ".join(f"{part.name} {part.percent}%" for part in other_layers[:3] if part.percent)
+    if first.name == "other layers" and largest:
         text = f"Layers other than convolutions bound this run: {first.percent}% of the step ({largest})"
     then = [f"{part.name} {part.percent}%" for part in rest[:3] if part.percent]
     return text + (f", before {', '.join(then)}" if then else "") + "."
