@@ -122,7 +122,7 @@ def show_cost(console: Any, cost: Cost) -> None:
         f"Profiling: a step took {cost.profiled_ms:.2f} ms with it and {cost.plain_ms:.2f} ms without "
         f"({cost.factor:.2f} times; medians of {len(cost.profiled)} and "
         f"{len(cost.plain_before) + len(cost.plain_after)} steps, before and after), "
-        f"and it added {cost.seconds:.2f} s to the training time.",
+        f"and reading it out took {cost.seconds:.2f} s, which no training time counts.",
         style="",
     )
 
