@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Fitted, Launch
+from jobs import a_run, as_if_killed
 
 import mnist_accel.device_step
 from mnist_accel.checkpoint import newest_intact
@@ -318,3 +319,38 @@ def test_a_profile_counts_the_device_s_time(run_launch: Launch, tmp_path: Path) 
     assert sum(phase["share"] for phase in summary["phases"]) == pytest.approx(100)
     assert sum(part["percent"] for part in summary["verdict"]["parts"]) == 100
     assert "launch overhead" in [part["name"] for part in summary["verdict"]["parts"]]
+
+
+def test_an_fp16_run_goes_on_from_its_checkpoint(run_launch: Launch, tmp_path: Path) -> None:
+    """With the scale that it had reached."""
+    words = ("recipe=onepoch", "batch_size=1000", "precision=fp16", "device=cuda", "checkpoint_every=20")
+    whole = a_run(run_launch, tmp_path / "whole", *words, env=WITH_GPU)
+    assert whole.code == 0, whole.err
+    killed = as_if_killed(whole, tmp_path / "killed")
+    resumed = a_run(run_launch, killed, *words, "resume=auto", env=WITH_GPU)
+    assert resumed.code == 0, resumed.err
+    assert resumed.result["optimizer_steps"] == whole.result["optimizer_steps"] == 60
+    assert resumed.result["accuracy"] == pytest.approx(whole.result["accuracy"], abs=1)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two GPUs here")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_two_gpus_train_as_one(run_launch: Launch, tmp_path: Path, precision: str) -> None:
+    """Over NCCL, with a batch that two do not divide."""
+    words = (
+        "recipe=onepoch",
+        "batch_size=501",
+        "dropout=0",
+        "device=cuda",
+        f"precision={precision}",
+        "checkpoint_every=50",
+    )
+    env = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0,1")}
+    one = a_run(run_launch, tmp_path / "one", *words, "processes=1", "graph=off", env=env)
+    two = a_run(run_launch, tmp_path / "two", *words, "processes=2", env=env)
+    assert (one.code, two.code) == (0, 0), one.err + two.err
+    assert two.result["world_size"] == 2 and "2 processes over nccl" in two.out
+    assert two.result["total"] == 10_000
+    assert two.result["accuracy"] == pytest.approx(one.result["accuracy"], abs=1.5)
+    gone_on = a_run(run_launch, as_if_killed(two, tmp_path / "killed"), *words, "processes=2", "resume=auto", env=env)
+    assert gone_on.code == 0, gone_on.err
