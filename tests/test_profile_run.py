@@ -114,6 +114,17 @@ def test_results_with_and_without_it_are_identical(profiled: Run, run_launch: La
     assert with_it == without
 
 
+@pytest.mark.slow
+def test_results_of_two_processes_are_identical_too(
+    two_ranks: tuple[Run, Path], run_launch: Launch, tmp_path: Path
+) -> None:
+    words = [word for word in two_ranks[0].words if not word.startswith(("out=", "profile=", "dataset="))]
+    plain = a_run(run_launch, tmp_path / "without", *words)
+    assert plain.code == 0, plain.err
+    files = [run.folder / "model.safetensors" for run in (plain, two_ranks[0])]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
 def test_every_rank_leaves_a_trace_in_the_same_folder(two_ranks: tuple[Run, Path]) -> None:
     run, home = two_ranks
     assert (run.code, run.err) == (0, "")
