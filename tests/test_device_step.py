@@ -17,6 +17,7 @@ from conftest import Fitted
 from recorded_step import RecordedStep
 from torch import Tensor
 
+import mnist_accel.fit
 import mnist_accel.run
 from mnist_accel.checkpoint import Checkpoint, capture, newest_intact
 from mnist_accel.cli import parse
@@ -379,13 +380,13 @@ def test_a_run_takes_it_where_it_can_and_graph_off_does_not(
     make_runtime()
     built: list[type] = []
     monkeypatch.setattr(mnist_accel.run, "load_dataset", lambda *asked: tiny)
-    monkeypatch.setattr(mnist_accel.run, "can_capture", lambda accelerator, store: store.resident)
+    monkeypatch.setattr(mnist_accel.fit, "can_capture", lambda accelerator, store: store.resident)
 
     def noting(kind: type) -> Callable[..., Any]:
         return lambda *args, **how: built.append(kind) or kind(*args, **how)
 
     for kind in (DeviceStep, EachStep):
-        monkeypatch.setattr(mnist_accel.run, kind.__name__, noting(kind))
+        monkeypatch.setattr(mnist_accel.fit, kind.__name__, noting(kind))
     weights = []
     for words in (["graph=off"], ["graph=auto"], []):
         folder = tmp_path / str(len(weights))
