@@ -21,10 +21,7 @@ from mnist_accel.phase import unmarked
 from mnist_accel.recipe import Recipe, RunOptions
 from mnist_accel.results import EpochStats, RunFolder
 from mnist_accel.resume import Resumption, learning
-from mnist_accel.runtime import (
-    Runtime,
-    prepare,
-)
+from mnist_accel.runtime import Runtime, prepare
 from mnist_accel.seeding import derive_seed
 from mnist_accel.stepping import BuildStepper, Position
 from mnist_accel.syncbn import synchronise_batch_norm
@@ -98,7 +95,8 @@ def fit(
     def on_save(position: Position) -> None:
         if not runtime.accelerator.is_main_process:
             progress.saved = (position.epoch, position.step)  # as far as this process can know
-        if not runtime.accelerator.is_main_process or options.dry_run:
+            return
+        if options.dry_run:
             return
         facts = Facts(
             recipe=learning(recipe),

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +112,18 @@ def default_folder(recipe_name: str) -> Path:
     return Path("runs") / recipe_name / stamp
 
 
+def new_folder(first: Path) -> Path:
+    """``first``, or with a number behind where another run began within the same second."""
+    folder, number = first, 1
+    while True:
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+            folder = first.with_name(f"{first.name}-{number}")
+
+
 class RunFolder:
     """Writes the files of a run. After ``open``, a full disk costs files, not the training: ``problems`` tells."""
 
@@ -172,15 +183,10 @@ class RunFolder:
             raise self.unwritable(error) from None
 
     def _make(self, may_exist: bool) -> None:
-        first = self.path
-        for number in count(2):
-            try:
-                self.path.mkdir(parents=True, exist_ok=may_exist)
-                return
-            except FileExistsError:
-                if may_exist:
-                    raise
-                self.path = first.with_name(f"{first.name}-{number}")
+        if may_exist:
+            self.path.mkdir(parents=True, exist_ok=True)
+        else:
+            self.path = new_folder(self.path)
 
     def _clean(self) -> None:
         for stale in listing(self.path):

@@ -36,7 +36,7 @@ def find_resumption(resume: str, recipe: Recipe, out: Path | None) -> Resumption
     """None where ``resume=auto`` finds no unfinished run: then this one starts from the beginning."""
     typed = f"resume={resume}"
     if resume == "auto":
-        unfinished = [out] if out and unfinished_run(out) else [] if out else unfinished_runs(recipe.name)
+        unfinished = unfinished_runs(recipe.name) if out is None else [out] if unfinished_run(out) else []
         found = newest_in(unfinished, typed) if unfinished else None
     else:
         found = named(Path(resume).expanduser(), typed)

@@ -7,7 +7,7 @@ import ast
 import importlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,20 @@ def read_options(argv: Sequence[str], owner: type) -> Any:
     options = owner(**values)
     refuse_ignored(words, keys, vars(options))
     return options
+
+
+def split_options(argv: Sequence[str], owner: type, refused: Mapping[str, str]) -> tuple[Any, list[str]]:
+    """For a verb that takes launch.py's keys beside its own: the verb's options, and the words left for launch.py.
+
+    ``refused`` are keys of launch.py that make no sense here, with the reason.
+    """
+    words = split_words(argv)
+    mine = [f"{key}={value}" for key, value in words.items() if key in keys_of(owner)]
+    own = read_options(mine, owner)
+    for key, why in refused.items():
+        if key in words:
+            raise UserError(f"{key}={words[key]}: not here; {why}. Leave {key} out")
+    return own, [word for word in argv if word not in mine]
 
 
 def refuse_unwritable(path: str | None) -> None:

@@ -64,13 +64,8 @@ def main(argv: list[str]) -> int:
         report.show_keys(console, "Keys", keys_of(ScalingOptions).values(), None)
         return 0
     words = cli.split_words(argv)
-    mine = [f"{key}={value}" for key, value in words.items() if key in keys_of(ScalingOptions)]
-    own: ScalingOptions = commands.read_options(mine, ScalingOptions)
+    own, handed_on = commands.split_options(argv, ScalingOptions, REFUSED)
     counts = read_counts(own.processes)
-    for key, why in REFUSED.items():
-        if key in words:
-            raise UserError(f"{key}={words[key]}: not here; {why}. Leave {key} out")
-    handed_on = [word for word in argv if word not in mine]
     if "recipe" not in words:
         handed_on.insert(0, "recipe=onepoch")
     if "epochs" not in words:

@@ -11,7 +11,6 @@ from pydantic.dataclasses import dataclass
 import recipes
 from mnist_accel import cli, commands, report
 from mnist_accel.claims import judged_on_average
-from mnist_accel.errors import UserError
 from mnist_accel.outcome import Watcher
 from mnist_accel.recipe import CONFIG, keys_of, option
 from mnist_accel.report_profile import show_profile
@@ -38,13 +37,8 @@ def main(argv: list[str]) -> int:
         console.print("python -m mnist_accel verify recipe=NAME key=value…   with the keys of launch.py, and")
         report.show_keys(console, "Keys", keys_of(VerifyOptions).values(), None)
         return 0
-    words = cli.split_words(argv)
-    mine = [f"{key}={value}" for key, value in words.items() if key in keys_of(VerifyOptions)]
-    own: VerifyOptions = commands.read_options(mine, VerifyOptions)
-    for key, why in REFUSED.items():
-        if key in words:
-            raise UserError(f"{key}={words[key]}: not here; {why}. Leave {key} out")
-    request = cli.parse([word for word in argv if word not in mine], recipes.names(), recipes.load)
+    own, handed_on = commands.split_options(argv, VerifyOptions, REFUSED)
+    request = cli.parse(handed_on, recipes.names(), recipes.load)
     if request.recipe is None:
         raise cli.no_recipe(recipes.names())
     commands.refuse_unwritable(own.json)

@@ -1,13 +1,12 @@
 """``profiles/<recipe>-<time>/``: the summary, and a trace a rank under the name that TensorBoard's plugin looks for."""
 
 import time
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 from mnist_accel.profiling.summary import Summary, as_json
 from mnist_accel.profiling.trace_file import SUMMARY
-from mnist_accel.results import write_whole
+from mnist_accel.results import new_folder, write_whole
 
 PROFILES = Path("profiles")
 
@@ -18,16 +17,9 @@ def make_folder(recipe: str) -> list[Any]:
     stamp = time.time_ns()
     try:
         PROFILES.mkdir(exist_ok=True)
-        for number in count(2):
-            folder = first if number == 2 else first.with_name(f"{first.name}-{number - 1}")
-            try:
-                folder.mkdir()
-                return [str(folder), stamp, ""]
-            except FileExistsError:  # two runs within a second
-                continue
+        return [str(new_folder(first)), stamp, ""]
     except OSError as error:
         return [str(first), stamp, f"{first} could not be made: {error.strerror}"]
-    raise AssertionError("unreachable")
 
 
 def trace_name(rank: int, stamp: int) -> str:
