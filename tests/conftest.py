@@ -43,6 +43,11 @@ KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH",
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "ACCELERATE_MIXED_PRECISION")
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Bytes as text would be unreadable, and a gzip file holds the time of day: xdist's workers would disagree."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_torch_thread() -> None:
     """Two threads on two cores that others use as well are many times slower than one."""
