@@ -13,10 +13,13 @@ import subprocess
 import sys
 import termios
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -24,9 +27,12 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from jobs import ROOT, TWO, WORDS, Begin, Job, Launch, Run, a_run, as_if_killed
 from mirror import Server
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mnist_accel.checkpoint import Checkpoint, Facts, capture, restore, write_checkpoint
+import recipes
+from mnist_accel import cli, run
+from mnist_accel.checkpoint import Checkpoint, Facts, capture, newest_first, restore, write_checkpoint
 from mnist_accel.data.batches import Augmentation, ImageStore, TestBatches, TrainBatches
 from mnist_accel.data.dataset import Dataset, load_dataset
 from mnist_accel.data.synthetic import draw_dataset
@@ -34,7 +40,8 @@ from mnist_accel.engine import EachStep, train
 from mnist_accel.models import build_model
 from mnist_accel.objective import build_objective
 from mnist_accel.optim import WeightAverage, build_optimizer
-from mnist_accel.results import EpochStats
+from mnist_accel.outcome import Start, Watcher
+from mnist_accel.results import EpochStats, RunResult
 from mnist_accel.runtime import Runtime, prepare, start_runtime
 from mnist_accel.seeding import derive_seed
 from mnist_accel.stepping import BuildStepper, Position, StepInfo
@@ -106,6 +113,55 @@ def forget_accelerate() -> None:
 @pytest.fixture
 def runtime(make_runtime: Callable[..., Runtime]) -> Runtime:
     return make_runtime()
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a run through ``run.run`` said, and left in its folder."""
+
+    result: RunResult
+    start: Start
+    folder: Path
+    asked: tuple[str, str | None]  # of load_dataset
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        return load_file(self.folder / "model.safetensors")
+
+    @property
+    def checkpoints(self) -> list[int]:
+        """The steps behind those that are left."""
+        return sorted(int(path.stem.partition("-")[2]) for path in newest_first(self.folder / "checkpoints"))
+
+
+@pytest.fixture
+def run_here(
+    make_runtime: Callable[..., Runtime], tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Ran]:
+    """``run_here("recipe=onepoch", …)``: what launch.py does with these words, in this process and on tiny data."""
+    numbers = count(1)
+
+    def run_here(*words: str, data: Dataset = tiny, watcher: Watcher | None = None) -> Ran:
+        told: dict[str, Any] = {}
+        watcher = watcher or Watcher()
+        watcher.on_start = lambda start: told.update(start=start)
+
+        def load(dataset: str, data_dir: str | None) -> Dataset:
+            told["asked"] = dataset, data_dir
+            return data
+
+        monkeypatch.setattr(run, "load_dataset", load)
+        typed = [word.partition("=")[0] for word in words]
+        others = {"threads": "1", "out": str(tmp_path / f"run{next(numbers)}")}
+        if "resume" in typed:
+            del others["out"]
+        words += tuple(f"{name}={value}" for name, value in others.items() if name not in typed)
+        forget_accelerate()
+        request = cli.parse(words, recipes.names(), recipes.load)
+        result, folder = run.run(request, watcher, time.perf_counter())
+        return Ran(result, told["start"], folder.path, told["asked"])
+
+    return run_here
 
 
 @dataclass
