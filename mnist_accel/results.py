@@ -137,6 +137,9 @@ class RunFolder:
 
     def check(self) -> None:
         """A folder that must not be used is the user's mistake, told before anything is started or written."""
+        if self.typed is None and self.path.is_dir():  # of a run within the same second: this one's gets a number
+            self.check_writable()
+            return
         try:
             if (self.path.exists() or self.path.is_symlink()) and not self.path.is_dir():
                 raise UserError(f"{self.asked}: is no folder. Name a folder")

@@ -270,7 +270,9 @@ def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path: Path, monkey
     folders = []
     for _ in range(3):
         folder = RunFolder(Path("runs/is3/20261120-120000"))
+        folder.check()
         folder.open()
+        folder.write_json("result.json", {"status": "finished", "dry_run": False})
         folders.append(folder.path)
     assert len(set(folders)) == 3 and all(folder.parent == Path("runs/is3") for folder in folders)
 
