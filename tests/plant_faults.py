@@ -40,6 +40,7 @@ STARTS_PROCESSES = {
     "test_launch": {"launch", "runtime", "fit", "run"},
     "test_resume": {"resume", "checkpoint"},
     "test_interruption": {"interrupt"},
+    "test_bench": {"commands.bench", "machine"},
     "test_scaling": {"commands.scaling"},
     "test_profile_run": {"profiling.collect", "profiling.summary", "profiling.folder"},
     "test_torchvision_import": {"data.torchvision_import"},
@@ -48,6 +49,7 @@ STARTS_PROCESSES = {
     "test_two_machines": set(),
     "test_gpu": set(),
 }
+WHOLE_RUNS = ("test_every_key.py", "test_claims.py")  # in one process, and quick
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ def imported(path: Path, modules: set[str]) -> set[str]:
 
 
 def tests_of(module: str) -> list[str]:
-    """The nearest first: the module's own, those that import it, those that import what imports it."""
+    """The nearest first: the module's own, those that import it (or an importer, where none does), whole runs."""
     paths = {module_of(path.relative_to(ROOT)): path for path in (ROOT / "mnist_accel").rglob("*.py")}
     paths["launch"] = ROOT / "launch.py"
     known = set(paths)
@@ -169,11 +171,13 @@ def tests_of(module: str) -> list[str]:
     for test in sorted((ROOT / "tests").glob("test_*.py")):
         mine = imported(test, known)
         own = test.stem == f"test_{module.rpartition('.')[2]}"
-        if module in STARTS_PROCESSES.get(test.stem, {module}) and (
-            own or module in mine or mine & importers or test.stem in STARTS_PROCESSES
-        ):
-            ranked.append((test.stem in STARTS_PROCESSES, not own, module not in mine, str(test.relative_to(ROOT))))
-    return [name for *_, name in sorted(ranked)]
+        slow = test.stem in STARTS_PROCESSES
+        distance = 0 if own else 1 if module in mine else 2 if mine & importers else 9
+        if module in STARTS_PROCESSES[test.stem] if slow else distance < 9:
+            ranked.append((slow, distance, str(test.relative_to(ROOT))))
+    near = [entry for entry in sorted(ranked) if entry[0] or entry[1] < 2] or sorted(ranked)
+    whole_runs = [str(Path("tests", name)) for name in WHOLE_RUNS if (ROOT / "tests" / name).is_file()]
+    return list(dict.fromkeys([*(name for *_, name in near), *whole_runs]))
 
 
 def run_tests(where: Path, tests: list[str]) -> tuple[str, str]:

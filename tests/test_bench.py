@@ -195,11 +195,6 @@ def test_a_ratio_meets_its_target_by_its_median(at_most: bool) -> None:
     assert Ratio("a / b", [1.0]).met is None
 
 
-def test_targets_are_those_of_the_readme() -> None:
-    assert compare.EPOCH_TARGETS == {"onepoch": 5.0, "efficient25k": 4.0, "sub20k": 1.5, "compact13k": 1.5}
-    assert fresh.START_TARGET == 1.3
-
-
 # Interrupted
 
 

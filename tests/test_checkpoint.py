@@ -165,6 +165,21 @@ def test_every_flipped_bit_and_every_lost_byte_is_noticed(written: Path) -> None
             read_checkpoint(written)
 
 
+def test_the_checksum_covers_names_types_and_shapes_and_not_the_values_alone() -> None:
+    """All of these have the same bytes: a header may be damaged, or rewritten, where a value is not."""
+    values = torch.arange(6, dtype=torch.int32)
+    good = digest("facts", {"a": values, "b": values})
+    others = [
+        digest("fact", {"a": values, "b": values}),
+        digest("facts", {"a": values, "c": values}),
+        digest("facts", {"a": values, "b": values.view(torch.float32)}),
+        digest("facts", {"a": values, "b": values.view(2, 3)}),
+        digest("facts", {"a": values.repeat(2)}),
+    ]
+    assert len({good, *others}) == 6
+    assert digest("facts", {"b": values, "a": values}) == good
+
+
 def test_a_block_of_zeros_where_data_should_be_is_noticed(written: Path) -> None:
     """What a file system may leave of a file that was not synced."""
     content = written.read_bytes()
