@@ -3,7 +3,6 @@
 import time
 
 STARTED = time.perf_counter()  # total_seconds counts from the first line, imports included
-
 from mnist_accel import launcher
 
 launcher.end_with_launcher()  # which may be gone by the time torch is imported

@@ -1,6 +1,7 @@
 """The ranks of a job, each with its own part of it, and what they make sure of before they train: real launchers."""
 
 import shutil
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from threading import Thread
@@ -10,7 +11,7 @@ from jobs import ROOT, TORCHRUN, TWO, Launch
 from test_resume import checked
 from torch.distributed import HashStore
 
-from mnist_accel.checkpoint import newest_first
+from mnist_accel.checkpoint import newest_first, read_checkpoint, write_checkpoint
 from mnist_accel.errors import PeerLost
 from mnist_accel.job import code_of, meet, was_lost
 
@@ -29,16 +30,10 @@ def a_job_of_two(run_launch: Launch, folder: Path, change: str, *words: str) -> 
 
 
 def test_ranks_that_hold_different_data_refuse_to_train(run_launch: Launch, tmp_path: Path) -> None:
-    """Another digit each, of a cache of their own, as on machines that were given different files."""
     change = (
-        "from mnist_accel.data import synthetic\n"
-        f"os.environ['XDG_CACHE_HOME'] = {str(tmp_path)!r} + f'/cache-{{RANK}}'\n"
-        "draw = synthetic.draw_dataset\n"
-        "def draw_another(seed):\n"
-        "    drawn = draw(seed, 60_000, 10_000)\n"
-        "    drawn['train_images'][0, 0, 0] = RANK\n"
-        "    return drawn\n"
-        "synthetic.draw_dataset = draw_another"
+        "from dataclasses import replace\n"
+        "load = run.load_dataset\n"
+        "run.load_dataset = lambda *words: replace(load(*words), checksum=f'0{RANK}' * 32)"
     )
     words = ("recipe=onepoch", "dataset=synthetic", "threads=1", "dry_run=true", f"out={tmp_path / 'run'}")
     code, out, err = a_job_of_two(run_launch, tmp_path, change, *words)
@@ -50,16 +45,16 @@ def test_ranks_that_hold_different_data_refuse_to_train(run_launch: Launch, tmp_
 def test_ranks_that_find_different_checkpoints_refuse_to_go_on(
     run_launch: Launch, late_two: Path, tmp_path: Path
 ) -> None:
-    """A folder each, as on machines that share none; one of them has lost its newest checkpoint."""
+    """A folder each, as on machines that share none, with what two runs have left there."""
     other = Path(shutil.copytree(late_two, tmp_path / "other"))
-    first = newest_first(other / "checkpoints")[0]
-    first.rename(first.with_name("step-000000039.safetensors"))
+    read = read_checkpoint(newest_first(other / "checkpoints")[0])
+    write_checkpoint(read.path.parent, read.path.name, read.tensors, replace(read.facts, seconds=1.0))
     (tmp_path / "both").mkdir()
-    change = f"sys.argv.append(f'out={{[{str(late_two)!r}, {str(other)!r}][RANK]}}')"
+    change = f"sys.argv.append('out=' + ({str(late_two)!r}, {str(other)!r})[RANK])"
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json*")}
     code, out, err = a_job_of_two(run_launch, tmp_path / "both", change, *TWO[:-1], "dataset=synthetic", "resume=auto")
     assert code != 0 and "recipe " not in out
-    assert err.count("error: resume=auto: the processes found different checkpoints. Use a folder that all ") == 1
+    assert err.count("error: resume=auto: the processes found different checkpoints. Use a folder that all ") == 1, err
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json*")} == before
 
 
