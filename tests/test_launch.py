@@ -230,6 +230,28 @@ def test_a_loss_that_is_no_number_ends_with_3_and_is_written_down(
     assert "model.safetensors" not in names(run.folder)
 
 
+def test_a_cpu_without_memory_ends_with_3_and_one_line_that_says_what_to_type(
+    run_launch: Launch, tmp_path: Path
+) -> None:
+    """200 MB more than what the process has when training begins, where a step takes gigabytes."""
+    script = tmp_path / "short_of_memory.py"
+    script.write_text(
+        f"import resource, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport launch\nfrom mnist_accel import cli, fit\n"
+        "train = fit.train\n"
+        "def train_in_little(*arguments, **named):\n"
+        "    pages = int(open('/proc/self/statm').read().split()[0])\n"
+        "    most = pages * resource.getpagesize() + 200 * 2**20\n"
+        "    resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))\n"
+        "    return train(*arguments, **named)\n"
+        "fit.train = train_in_little\n"
+        "cli.exit_with_one_line(launch.main)\n"
+    )
+    run = a_run(run_launch, tmp_path / "run", "recipe=sub20k", "batch_size=20000", "threads=1", script=script)
+    said = "error: batch_size=20000: the machine ran out of memory. Type batch_size=10000\n"
+    assert (run.code, run.err) == (3, said)
+    assert run.result["status"] == "interrupted" and f"error: {run.result['error']}\n" == said
+
+
 def test_a_mistake_that_only_the_ranks_can_find_ends_with_2_and_one_line(run_launch: Launch, tmp_path: Path) -> None:
     ended = run_launch(
         "recipe=onepoch", "data_dir=/nowhere", "processes=2", "threads=1", f"out={tmp_path / 'run'}", cwd=tmp_path

@@ -103,6 +103,16 @@ def checked(*words: str) -> Any:
     return run.check(cli.parse([*words], recipes.names(), recipes.load))
 
 
+def test_what_was_published_or_measured_may_change_between_two_runs(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = recipes.load("onepoch")
+    assert known.claims and known.measured
+    monkeypatch.setattr(recipes, "load", lambda name: replace(known, claims=known.claims[:1], measured=None))
+    _, resumed = checked(*WORDS, f"out={copied}", "resume=auto")
+    assert resumed is not None and resumed.folder == copied
+
+
 def test_what_would_be_another_run_is_refused_in_one_line(copied: Path, interrupted: Run) -> None:
     """Before anything is started or written."""
     before = sorted(path.name for path in copied.rglob("*"))
