@@ -3,14 +3,15 @@
 import time
 
 STARTED = time.perf_counter()  # total_seconds counts from the first line, imports included
+from mnist_accel import launcher
 
-import os
+launcher.end_with_launcher()  # which may be gone by the time torch is imported
+
 import signal
 import sys
 from functools import partial
 from typing import Any
 
-PARENT = os.getppid()  # the launcher may be gone by the time torch is imported
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # a Ctrl-C amid the imports ends at once, without their traceback
 
 import recipes
@@ -21,17 +22,17 @@ def main() -> int:
     request = cli.parse(sys.argv[1:], recipes.names(), recipes.load)
     if request.help or request.recipe is None:
         return show(request)
-    from mnist_accel import outcome, run, runtime  # torch only where there is something to train
+    from mnist_accel import job, outcome, run, runtime  # torch only where there is something to train
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if runtime.has_to_spawn(request.options.processes):
         run.check(request)
-        return runtime.spawn(request.options.processes, __file__, sys.argv[1:])
+        return job.spawn(request.options.processes, __file__, sys.argv[1:], request.options.restarts)
     shown = report.RunReport(report.make_console())
     told = (shown.on_start, shown.on_step, shown.on_epoch, shown.on_problem, shown.on_end)
     watcher = outcome.Watcher(*told, partial(show_profile, shown))
     try:
-        _, folder = run.run(request, watcher, STARTED, PARENT)
+        _, folder = run.run(request, watcher, STARTED)
     finally:
         shown.stop()
     runtime.leave()

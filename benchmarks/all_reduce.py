@@ -24,9 +24,10 @@ from benchmarks.sides import our_epoch
 from mnist_accel import cli, fit
 from mnist_accel.data.dataset import Dataset, load_dataset
 from mnist_accel.engine import synchronised_clock
+from mnist_accel.job import spawn
 from mnist_accel.outcome import Watcher
 from mnist_accel.recipe import Recipe
-from mnist_accel.runtime import Runtime, has_to_spawn, leave, spawn, start_runtime
+from mnist_accel.runtime import Runtime, has_to_spawn, leave, start_runtime
 from mnist_accel.stepping import StepInfo
 
 WARM_UP_STEPS = 10  # DDP arranges its buckets after the first

@@ -177,6 +177,11 @@ def check_together(recipe: Recipe, options: RunOptions) -> None:
         )
     if options.processes and recipe.batch_size < options.processes:
         raise UserError(too_small_batch(recipe.batch_size, options.processes))
+    if options.restarts and (options.processes or 1) == 1:
+        raise UserError(
+            f"restarts={options.restarts}: needs processes=N, 2 or more; torch's launchers have --max-restarts. "
+            "Type processes=2, or leave restarts out"
+        )
     if recipe.nesterov and recipe.momentum == 0:
         raise UserError("nesterov=true: needs momentum above 0. Type momentum=0.9, or nesterov=false")
 
@@ -195,7 +200,7 @@ def exit_with_one_line(run: Callable[[], int]) -> NoReturn:
     except (UserError, TrainingFailed) as error:
         if str(error) and (error.here_only or speaks()):
             say(shortened(f"error: {' '.join(str(error).split())}"))
-        code = 2 if isinstance(error, UserError) else 3
+        code = error.exit_code
     except Interrupted as error:
         if is_first_rank():
             say(f"{error}; {error.outlook}")

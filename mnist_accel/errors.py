@@ -30,6 +30,8 @@ def swallow(stream: TextIO) -> None:
 class OneLine(Exception):
     """Ends the process with one line, from rank 0; or from this rank, where ``here_only`` it knows."""
 
+    exit_code: int
+
     def __init__(self, message: str, here_only: bool = False):
         super().__init__(message)
         self.here_only = here_only
@@ -38,13 +40,22 @@ class OneLine(Exception):
 class UserError(OneLine):
     """A mistake of the user's: one line, exit 2."""
 
+    exit_code = 2
+
 
 class TrainingFailed(OneLine):
     """Training itself cannot go on (non-finite loss, GPU out of memory): one line, exit 3."""
 
+    exit_code = 3
+
 
 class PeerLost(TrainingFailed):
-    """Another process of the job is gone or hangs: nothing that would happen again, so the run can be gone on with."""
+    """Another process of the job is gone or hangs: nothing that would happen again, so the run can be gone on with.
+
+    A code of its own tells processes=N that starting all of them anew may help; the user gets 3.
+    """
+
+    exit_code = 75  # sysexits.h: temporary failure
 
 
 class OutOfMemory(TrainingFailed):

@@ -46,7 +46,6 @@ def fit(
     watcher: Watcher,
     changed: tuple[str, ...] = (),
     resumed: Resumption | None = None,
-    launcher: int | None = None,
 ) -> None:
     limit = None if options.resident_mb is None else options.resident_mb * 2**20
     store = ImageStore(data.train_images, data.train_labels, runtime.device, limit)
@@ -161,7 +160,7 @@ def fit(
         changed=changed,
         resumed_from=str(resumed.checkpoint.path) if resumed else None,
     )
-    with watch_for_signals(launcher) as stop, naming_lost_peers(lambda: stop.signal_number):
+    with watch_for_signals() as stop, naming_lost_peers(lambda: stop.signal_number):
         # Whoever reads the banner may press Ctrl-C at once.
         watcher.on_start(start)
         train(

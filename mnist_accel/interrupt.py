@@ -1,5 +1,5 @@
-"""What ends a run from outside: SIGTERM, Ctrl-C or the launcher's death, noticed between two steps, so that it can save
-before it ends; and the loss of another process of the job."""
+"""What ends a run from outside: SIGTERM (the launcher's death as well, see launcher.py) or Ctrl-C, noticed between two
+steps, so that it can save before it ends; and the loss of another process of the job."""
 
 import os
 import signal
@@ -16,27 +16,17 @@ from mnist_accel.errors import Interrupted, PeerLost
 class StopRequest:
     """``signal_number`` is 0 until this process is asked to stop, then the signal that asked."""
 
-    def __init__(self, launcher: int | None):
-        self.received = 0
-        # accelerate launch dies of SIGTERM without passing it on, and its child must not train on alone. Without a
-        # launcher the parent is a shell, which may go away while training is meant to stay.
-        self.launcher = launcher
-
-    @property
-    def signal_number(self) -> int:
-        if not self.received and self.launcher is not None and os.getppid() != self.launcher:
-            self.received = signal.SIGTERM
-        return self.received
+    signal_number = 0
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         # A second signal changes nothing: the launcher sends its own after the terminal's.
-        self.received = self.received or number
+        self.signal_number = self.signal_number or number
 
 
 @contextmanager
-def watch_for_signals(launcher: int | None) -> Iterator[StopRequest]:
-    """Inside, SIGINT and SIGTERM are only noted down, and so is it when our parent is not ``launcher`` any more."""
-    request = StopRequest(launcher)
+def watch_for_signals() -> Iterator[StopRequest]:
+    """Inside, SIGINT and SIGTERM are only noted down."""
+    request = StopRequest()
     before: dict[signal.Signals, Any] = {
         number: signal.signal(number, request.receive) for number in (signal.SIGINT, signal.SIGTERM)
     }

@@ -140,6 +140,10 @@ class RunOptions:
     processes: Annotated[
         int | None, option("start this many processes with torch's own launcher (default: this one)", ge=1, le=1024)
     ] = None
+    restarts: Annotated[
+        int,
+        option("times that all processes start anew, from the newest checkpoint, if one is lost", ge=0, le=1000),
+    ] = 0
     threads: Annotated[int, option("CPU threads a process; 0 shares the cores out", ge=0, le=1024)] = 0
     resident_mb: Annotated[
         int | None,

@@ -179,7 +179,9 @@ class RunReport:
         ]
         if runtime.config:
             rows.append(("launcher", f"settings from {runtime.config}, which nobody named"))
-        if start.resumed_from:
+        if runtime.restart:
+            rows.append(("restarted", f"{runtime.restart}; from {start.resumed_from or 'the beginning'}"))
+        elif start.resumed_from:
             rows.append(("resumed", start.resumed_from))
         if start.dry_run:
             rows.append(("dry run", "one step and one evaluation batch; the figures mean nothing"))

@@ -1,6 +1,6 @@
 """A recipe and its options → a trained, evaluated, written-down run. Shared by ``launch.py`` and the commands."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from mnist_accel.cli import Request, too_small_batch
@@ -8,14 +8,15 @@ from mnist_accel.data.dataset import hold_out, load_dataset
 from mnist_accel.errors import Interrupted, OutOfMemory, PeerLost, TrainingFailed, UserError
 from mnist_accel.fit import fit, new_model
 from mnist_accel.interrupt import naming_lost_peers
+from mnist_accel.job import earlier_folder, tell_later_attempts_failed, tell_later_attempts_folder
 from mnist_accel.outcome import Progress, Watcher, describe
+from mnist_accel.recipe import RunOptions
 from mnist_accel.results import RunFolder, RunResult, default_folder
 from mnist_accel.resume import Resumption, find_resumption, history_of, position_of
 from mnist_accel.runtime import (
     check_launcher,
     choose_device,
     choose_precision,
-    is_launched,
     is_out_of_memory,
     refuse_mismatch,
     refuse_too_few_gpus,
@@ -26,8 +27,8 @@ from mnist_accel.stepping import Position
 
 
 @naming_lost_peers()
-def run(request: Request, watcher: Watcher, started: float, parent: int | None = None) -> tuple[RunResult, RunFolder]:
-    """Trains ``request.recipe`` here; ``started`` and ``parent`` are clock and parent at the process's first line.
+def run(request: Request, watcher: Watcher, started: float) -> tuple[RunResult, RunFolder]:
+    """Trains ``request.recipe`` here; ``started`` is the clock at the process's first line.
 
     Raises UserError before anything is written, TrainingFailed after the failed run has been written down.
     """
@@ -62,6 +63,7 @@ def run(request: Request, watcher: Watcher, started: float, parent: int | None =
     history = history_of(resumed.checkpoint) if resumed else None
     together(runtime.accelerator, lambda: folder.open(history) if main else None)
     if main:
+        tell_later_attempts_folder(folder.path)
         for complaint in resumed.complaints if resumed else ():
             watcher.on_problem(complaint)
         folder.write_json("recipe.json", {"recipe": asdict(recipe), "options": asdict(options)})
@@ -82,7 +84,6 @@ def run(request: Request, watcher: Watcher, started: float, parent: int | None =
             watcher=watcher if main else Watcher(),
             changed=request.changed,
             resumed=resumed,
-            launcher=parent if is_launched() else None,
         )
     except Interrupted as error:
         error.outlook = progress.outlook()
@@ -103,6 +104,8 @@ def run(request: Request, watcher: Watcher, started: float, parent: int | None =
     result = describe(request, runtime, data, model, progress, started, resumed)
     if main:
         folder.write_json("result.json", asdict(result))
+        if result.status == "failed":
+            tell_later_attempts_failed(str(progress.error))
         if progress.error is None:
             watcher.on_end(result)
     if progress.error is not None:
@@ -115,7 +118,7 @@ def run(request: Request, watcher: Watcher, started: float, parent: int | None =
 
 def check(request: Request) -> tuple[RunFolder, Resumption | None]:
     """Whatever can be refused before a process is spawned, a rank started or a file written."""
-    recipe, options = request.recipe, request.options
+    recipe, options = request.recipe, as_an_earlier_attempt(request.options)
     assert recipe is not None
     check_launcher()
     device = choose_device(options.device)
@@ -136,3 +139,9 @@ def check(request: Request) -> tuple[RunFolder, Resumption | None]:
     else:
         folder.check_writable()
     return folder, resumed
+
+
+def as_an_earlier_attempt(options: RunOptions) -> RunOptions:
+    """After a restart it is the same run, in its folder, whatever was typed."""
+    folder = earlier_folder()
+    return replace(options, out=folder, resume="auto") if folder else options

@@ -1,11 +1,9 @@
 """Where a run happens: device, processes, threads and precision, as they really are in effect."""
 
 import ctypes
-import logging
 import os
-import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,12 +11,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
 from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
 from torch.optim import Optimizer
 
 from mnist_accel.errors import UserError
+from mnist_accel.job import start_process_group, which_restart
+from mnist_accel.launcher import SPAWNED, is_launched, launched_world_size
 
 # What launchers say in ACCELERATE_MIXED_PRECISION, in our words.
 LAUNCHER_PRECISIONS = {"no": "fp32", "fp16": "fp16", "bf16": "bf16"}
@@ -31,9 +31,6 @@ PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GP
 M_TRIM_THRESHOLD = -1
 M_MMAP_MAX = -4
 
-# Set for the processes that processes=N starts.
-SPAWNED = "MNIST_ACCEL_SPAWNED"
-
 
 @dataclass(frozen=True)
 class Runtime:
@@ -45,6 +42,7 @@ class Runtime:
     threads: int
     backend: str = ""  # gloo or nccl, where there are several processes
     config: str = ""  # a default config file that nobody named
+    restart: str = ""  # "1 of 3", where an earlier attempt at this job lost a process
 
     @property
     def device(self) -> torch.device:
@@ -57,16 +55,6 @@ class Runtime:
     @property
     def world_size(self) -> int:
         return self.accelerator.num_processes
-
-
-def launched_world_size() -> int:
-    """How many processes the launcher around us says there are."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_launched() -> bool:
-    """Whether accelerate launch, torchrun or processes=N started this process."""
-    return "WORLD_SIZE" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
 
 
 def has_to_spawn(processes: int | None) -> bool:
@@ -162,6 +150,7 @@ def start_runtime(precision: str = "auto", device: str = "auto", threads: int = 
     threads = threads or max(1, usable_cores() // local_processes)
     # Accelerate warns where this is unset, and accelerate launch exports 1, which nobody asked for.
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    start_process_group(device, timedelta(seconds=timeout))
     accelerator = Accelerator(
         # Without cpu=True a --multi_gpu job on a machine without GPU becomes N jobs of one process each.
         cpu=device == "cpu",
@@ -171,10 +160,7 @@ def start_runtime(precision: str = "auto", device: str = "auto", threads: int = 
         dynamo_backend="no",
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         # Buffers are made equal where it matters, before evaluating and saving, instead of in every forward pass.
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(timeout=timedelta(seconds=timeout)),
-        ],
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )
     if accelerator.distributed_type not in PLAIN:
         raise UserError(
@@ -190,7 +176,7 @@ def start_runtime(precision: str = "auto", device: str = "auto", threads: int = 
     keep_freed_memory()
     name = "cpu" if device == "cpu" else torch.cuda.get_device_name(accelerator.device)
     backend = torch.distributed.get_backend() if accelerator.num_processes > 1 else ""
-    return Runtime(accelerator, name, precision, threads, backend, inherited_config())
+    return Runtime(accelerator, name, precision, threads, backend, inherited_config(), which_restart())
 
 
 def keep_freed_memory() -> None:
@@ -268,35 +254,3 @@ def leave() -> None:
     """Ranks end together: a launcher takes one that is gone for a failure while another still writes."""
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
-
-
-def spawn(processes: int, script: str, argv: Sequence[str]) -> int:
-    """Runs ``script`` in N processes under torch's elastic launcher; the code of the rank that failed first."""
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    # Its own report of a failed rank would bury the one line that the rank has printed.
-    for name in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    os.environ[SPAWNED] = "1"
-    # torchrun's way around a warning; start_runtime shares the cores out.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=f"mnist_accel-{os.getpid()}",
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        max_restarts=0,
-        monitor_interval=0.2,
-    )
-    try:
-        elastic_launch(config, sys.executable)("-u", script, *argv)
-    except ChildFailedError as error:
-        code = error.get_first_failure()[1].exitcode
-        return code if code >= 0 else 128 - code  # of a signal, as a shell says it
-    except SignalException as error:  # torch has stopped the ranks
-        return 128 + error.sigval
-    return 0

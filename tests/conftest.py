@@ -6,7 +6,6 @@
 import fcntl
 import os
 import pty
-import resource
 import signal
 import struct
 import subprocess
@@ -20,12 +19,11 @@ from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from jobs import ROOT, TWO, WORDS, Begin, Job, Launch, Run, a_run, as_if_killed
+from jobs import ROOT, TWO, WORDS, Begin, Launch, Run, a_run, as_if_killed, beginning, file_limit
 from mirror import Server
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -314,11 +312,6 @@ def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str
     }
 
 
-def file_limit(size: int | None) -> Callable[[], None] | None:
-    """For a process in which no file may become larger: that is what a full disk is to it."""
-    return None if size is None else lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-
 @pytest.fixture(scope="session")
 def run_launch(clean_environment: dict[str, str]) -> Launch:
     """``run_launch("recipe=onepoch", …)``: exit code, stdout and stderr of ``launch.py`` in a process of its own."""
@@ -331,10 +324,11 @@ def run_launch(clean_environment: dict[str, str]) -> Launch:
         timeout: float = 180,
         file_bytes: int | None = None,
         stdout_to: Path | None = None,
+        script: Path = ROOT / "launch.py",
     ) -> "subprocess.CompletedProcess[str]":
         with stdout_to.open("w") if stdout_to else nullcontext(subprocess.PIPE) as stdout:
             return subprocess.run(
-                [*launcher, str(ROOT / "launch.py"), *words],
+                [*launcher, str(script), *words],
                 cwd=cwd,
                 env=clean_environment | dict(env or {}),
                 stdin=subprocess.DEVNULL,
@@ -417,39 +411,8 @@ def two_processes(run_launch: Launch, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def begin(clean_environment: dict[str, str], tmp_path: Path) -> Iterator[Begin]:
-    """``begin("recipe=onepoch", …)`` is a run under way; what it leaves running is killed when the test is over."""
-    jobs: list[Job] = []
-
-    def begin(
-        *words: str,
-        launcher: Sequence[str] = (sys.executable,),
-        folder: Path | None = None,
-        file_bytes: int | None = None,
-        script: Path = ROOT / "launch.py",
-        env: Mapping[str, str] | None = None,
-        dataset: str = "synthetic",
-    ) -> Job:
-        folder = folder or tmp_path / "run"
-        mark = uuid4().hex
-        process = subprocess.Popen(
-            [*launcher, str(script), *words, f"dataset={dataset}", f"out={folder}"],
-            cwd=ROOT,
-            env=clean_environment | {"JOB": mark} | dict(env or {}),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            preexec_fn=file_limit(file_bytes),
-        )
-        jobs.append(Job(process, folder, mark))
-        return jobs[-1]
-
-    yield begin
-    for job in jobs:
-        for pid in job.processes():
-            os.kill(pid, signal.SIGKILL)
-        job.process.communicate(timeout=60)
+    with beginning(clean_environment, tmp_path / "run") as begin:
+        yield begin
 
 
 # The network

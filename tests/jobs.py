@@ -1,13 +1,19 @@
 """Runs of ``launch.py`` in real processes: started, watched, killed, compared with one that nobody disturbed."""
 
 import json
+import os
+import resource
 import shutil
+import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from mnist_accel.checkpoint import newest_first
 
@@ -65,6 +71,11 @@ class Job:
     def checkpoints(self) -> list[Path]:
         return newest_first(self.folder / "checkpoints")
 
+    @property
+    def step(self) -> int:
+        """That of the newest checkpoint."""
+        return int(self.checkpoints[0].stem[5:]) if self.checkpoints else 0
+
     def wait_for_checkpoint(self, step: int = 1) -> None:
         name = f"step-{step:09}.safetensors"
         self.wait_until(lambda: any(path.name >= name for path in self.checkpoints))
@@ -72,6 +83,21 @@ class Job:
     def rank(self, rank: int) -> int:
         (pid,) = self.processes(rank)
         return pid
+
+    def kill_next(self, rank: int, but: "set[int]") -> int:
+        """``kill -9`` of a process with this rank, as soon as there is one other than those that are dead already."""
+        self.wait_until(lambda: bool(set(self.processes(rank)) - but))
+        (pid,) = set(self.processes(rank)) - but
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def loads_torch(self, rank: int | None = None) -> bool:
+        """Whether a process with this rank, or one that the launcher has started, has torch in its memory."""
+        try:
+            started = set(self.processes(rank)) - {self.process.pid}
+            return any("libtorch" in Path(f"/proc/{pid}/maps").read_text() for pid in started)
+        except OSError:
+            return False
 
     def wait_for_banner(self) -> None:
         assert self.process.stdout is not None
@@ -85,6 +111,12 @@ class Job:
             assert time.monotonic() < end, "waited in vain"
             time.sleep(pause)
 
+    def wait_until_held(self, rank: int = 0) -> None:
+        self.wait_until(lambda: (self.folder.parent / f"held-{rank}").exists())
+
+    def let_go(self) -> None:
+        (self.folder.parent / "go").touch()
+
     def end(self, seconds: float = 120) -> tuple[int, str, str]:
         out, err = self.process.communicate(timeout=seconds)
         return self.process.returncode, out, err
@@ -97,6 +129,72 @@ class Job:
 
 
 Begin = Callable[..., Job]
+
+
+def file_limit(size: int | None) -> Callable[[], None] | None:
+    """For a process in which no file may become larger: that is what a full disk is to it."""
+    return None if size is None else lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+@contextmanager
+def beginning(environment: Mapping[str, str], default: Path) -> Iterator[Begin]:
+    """``begin("recipe=onepoch", …)`` is a run under way; what it leaves running is killed at the end.
+
+    ``held`` says where it stops (held_launch.py), after coming by there ``passes`` times.
+    """
+    jobs: list[Job] = []
+
+    def begin(
+        *words: str,
+        launcher: Sequence[str] = (sys.executable,),
+        folder: Path = default,
+        file_bytes: int | None = None,
+        script: Path = ROOT / "launch.py",
+        env: Mapping[str, str] | None = None,
+        dataset: str = "synthetic",
+        held: str = "",
+        passes: int = 0,
+    ) -> Job:
+        mark = uuid4().hex
+        if held:
+            script, beside = ROOT / "tests" / "held_launch.py", folder.parent
+            there = {"there": str(beside / "held"), "go": str(beside / "go")}
+            env = {"HELD": json.dumps({"where": held, "passes": passes} | there)}
+            for left in beside.glob("held-*"):
+                left.unlink()
+        process = subprocess.Popen(
+            [*launcher, str(script), *words, f"dataset={dataset}", f"out={folder}"],
+            cwd=ROOT,
+            env={**environment, "JOB": mark, **(env or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            preexec_fn=file_limit(file_bytes),
+        )
+        jobs.append(Job(process, folder, mark))
+        return jobs[-1]
+
+    try:
+        yield begin
+    finally:
+        for job in jobs:
+            for pid in job.processes():
+                os.kill(pid, signal.SIGKILL)
+            job.process.communicate(timeout=60)
+
+
+def program(name: str) -> str:
+    """``accelerate`` or ``torchrun``, of the environment that the tests run in."""
+    beside = Path(sys.executable).with_name(name)
+    return str(beside) if beside.exists() else shutil.which(name) or name
+
+
+# Ports of their own: tests run side by side.
+ACCELERATE = (program("accelerate"), "launch")
+ACCELERATE_TWO = (*ACCELERATE, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
+TORCHRUN = (program("torchrun"), "--standalone", "--nproc-per-node", "2")
 
 
 def as_if_killed(run: Run, copy: Path) -> Path:

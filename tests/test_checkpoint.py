@@ -423,7 +423,7 @@ def test_a_signal_during_an_evaluation_stops_at_the_next_step(
         return evaluate(*arguments)
 
     monkeypatch.setattr(engine, "evaluate", interrupted)
-    with watch_for_signals(None) as stop:
+    with watch_for_signals() as stop:
         fitted = fit(runtime, tiny, epochs=3, save_in=tmp_path, stop=lambda: stop.signal_number, catch=Interrupted)
     assert isinstance(fitted.error, Interrupted) and fitted.error.exit_code == 143
     assert (len(fitted.history), len(fitted.steps)) == (1, 7)

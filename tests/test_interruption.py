@@ -7,13 +7,28 @@ import os
 import random
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from jobs import TWO, WORDS, Begin, Job, Launch, Run, a_run, goes_on_as_if_nothing_had_happened, result_of
-from test_launch import program
+from jobs import (
+    ACCELERATE,
+    ACCELERATE_TWO,
+    TORCHRUN,
+    TWO,
+    WORDS,
+    Begin,
+    Job,
+    Launch,
+    Run,
+    a_run,
+    goes_on_as_if_nothing_had_happened,
+    program,
+    result_of,
+    weights,
+)
 from test_resume import checked
 
 from mnist_accel.checkpoint import newest_intact, read_checkpoint
@@ -62,36 +77,27 @@ def half_written(job: Job) -> set[str]:
         return set()
 
 
-def killed_while_it_wrote(job: Job, steps: int, seconds: float = 0.0) -> bool:
-    """Kills it ``seconds`` into writing a checkpoint, ``steps`` from now; whether that came before it was done."""
-    older = half_written(job)
-    at = int(job.checkpoints[0].stem[5:]) if job.checkpoints else 0
-    if steps:
-        job.wait_for_checkpoint(at + steps)
-    job.wait_until(lambda: bool(half_written(job) - older), pause=0)
-    time.sleep(seconds)
-    job.process.kill()
-    assert job.end()[0] == -signal.SIGKILL
-    return bool(half_written(job) - older)
-
-
 @pytest.mark.parametrize(
     ("from_the_start", "trials"), [(False, 1), pytest.param(True, 20, marks=pytest.mark.slow)], ids=["once", "often"]
 )
 def test_kill_9_while_a_checkpoint_is_written_costs_only_that_one(
     begin: Begin, late: Path, tmp_path: Path, trained_run: Run, from_the_start: bool, trials: int
 ) -> None:
+    """Inside fsync, of the file that has no name yet or of the folder that has just given it one."""
     folder = tmp_path / "run" if from_the_start else late
-    chance, hits = random.Random(0), 0
+    chance, unnamed = random.Random(0), 0
     words = (*WORDS, "checkpoint_every=1", "resume=auto")
-    while hits < trials:
-        job = begin(*words, folder=folder)
-        steps, seconds = (chance.randrange(1, 4), chance.random() * 0.006) if from_the_start else (0, 0.0)
-        if not killed_while_it_wrote(job, steps, seconds):
-            continue
-        hits += 1
-        assert not job.checkpoints or newest_intact(folder / "checkpoints")[0] is not None
-        assert newest_intact(folder / "checkpoints")[1] == []
+    for trial in range(trials):
+        job = begin(*words, folder=folder, held="/checkpoints", passes=chance.randrange(8) if trial else 0)
+        job.wait_until_held()
+        written, before = half_written(job), job.checkpoints
+        job.process.kill()
+        assert job.end()[0] == -signal.SIGKILL
+        unnamed += bool(written)
+        assert half_written(job) == written and job.checkpoints == before
+        intact, damaged = newest_intact(folder / "checkpoints")
+        assert damaged == [] and before[:1] == ([intact.path] if intact else [])
+    assert 0 < unnamed < trials or trials == 1
     job = begin(*words, folder=folder)
     code, out, err = job.end(300)
     goes_on_as_if_nothing_had_happened(Run(code, out, err, folder, []), trained_run)
@@ -133,6 +139,21 @@ def test_sigterm_saves_says_so_in_one_line_and_ends_with_143(
     assert result_of(late)["status"] == "interrupted"
     lost_nothing(job, WORDS)
     goes_on_as_if_nothing_had_happened(a_run(run_launch, late, *WORDS, "resume=auto"), trained_run)
+
+
+@pytest.mark.parametrize("written", ["/checkpoints", "result.json"])
+def test_a_second_signal_does_not_cut_the_saving_off(begin: Begin, late: Path, written: str) -> None:
+    """The launcher sends its own after the terminal's; an impatient user too."""
+    job = begin(*WORDS, "resume=auto", folder=late, held=written)
+    job.wait_for_banner()
+    job.process.terminate()
+    job.wait_until_held()
+    job.process.send_signal(signal.SIGINT)
+    job.process.terminate()
+    job.let_go()
+    code, out, err = job.end()
+    assert (code, err) == (143, STOPPED.format("SIGTERM")) and "Traceback" not in out
+    lost_nothing(job, WORDS)
 
 
 @pytest.mark.parametrize("saved_before", [True, pytest.param(False, marks=pytest.mark.slow)])
@@ -264,10 +285,119 @@ def test_a_rank_that_hangs_ends_the_job_after_the_timeout(begin: Begin) -> None:
     assert read_checkpoint(job.checkpoints[0]).facts.step >= 10
 
 
-# Other people's launchers
+# A lost process, and a job that heals itself
 
-ACCELERATE = (program("accelerate"), "launch")
-TORCHRUN = (program("torchrun"), "--nproc-per-node", "2")
+
+def heals_itself(
+    begin: Begin, folder: Path, whole: Run, words: Sequence[str], launcher: Sequence[str], kills: Sequence[int]
+) -> None:
+    """A process of each of these ranks is killed, one after the other, and the weights are those of ``whole``."""
+    job = begin(*words, "checkpoint_every=3", folder=folder, launcher=launcher)
+    at, dead = job.step, set()
+    for rank in kills:
+        job.wait_for_checkpoint(at + 1)
+        dead.add(job.kill_next(rank, dead))
+        at = job.step
+    code, out, err = job.end()
+    assert code == 0 and "Traceback" not in out, err
+    restarts = re.findall(r"^restarted +(\d) of 3.*; from \S+/checkpoints/step-(\d+)\.safetensors$", out, re.MULTILINE)
+    assert [int(number) for number, _ in restarts] == [1 + index for index in range(len(kills))]
+    assert job.is_gone_within(5)
+    goes_on_as_if_nothing_had_happened(Run(code, out, "", folder, []), whole)
+
+
+RESTARTING = pytest.mark.parametrize(
+    ("launcher", "words"),
+    [
+        pytest.param((sys.executable,), (*TWO, "restarts=3", "resume=auto"), id="processes=2"),
+        pytest.param(
+            (program("torchrun"), "--standalone", "--nproc-per-node", "2", "--max-restarts", "3"),
+            (*TWO[:-1], "resume=auto"),
+            id="torchrun",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            (*ACCELERATE_TWO, "--max_restarts", "3"),
+            (*TWO[:-1], "resume=auto"),
+            id="accelerate launch",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+
+
+@RESTARTING
+def test_a_job_that_loses_a_process_goes_on_from_its_newest_checkpoint(
+    begin: Begin, late_two: Path, trained_by_two: Run, launcher: Sequence[str], words: Sequence[str]
+) -> None:
+    heals_itself(begin, late_two, trained_by_two, words, launcher, kills=[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [(0, 1), (1, 0), (0, 0), (1, 1)], ids=str)
+@RESTARTING
+def test_a_job_heals_itself_twice(
+    begin: Begin,
+    tmp_path: Path,
+    trained_by_two: Run,
+    launcher: Sequence[str],
+    words: Sequence[str],
+    kills: Sequence[int],
+) -> None:
+    heals_itself(begin, tmp_path / "run", trained_by_two, words, launcher, kills)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+@RESTARTING
+def test_a_job_that_loses_a_process_while_it_loads_begins_anew(
+    begin: Begin, tmp_path: Path, trained_by_two: Run, launcher: Sequence[str], words: Sequence[str], rank: int
+) -> None:
+    words = [word for word in words if word != "resume=auto"]
+    job = begin(*words, launcher=launcher)
+    job.wait_until(lambda: job.loads_torch(rank))
+    job.kill_next(rank, set())
+    code, out, err = job.end()
+    assert code == 0, err
+    assert len(re.findall(r"^restarted +1 of 3.*; from the beginning$", out, re.MULTILINE)) == 1
+    assert weights(job.folder) == weights(trained_by_two.folder)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "words", "codes"),
+    [
+        pytest.param((sys.executable,), ("processes=2", "restarts=2"), {3}, id="processes=2"),
+        pytest.param(
+            (program("torchrun"), "--standalone", "--nproc-per-node", "2", "--max-restarts", "2"),
+            (),
+            {1},
+            id="torchrun",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_a_loss_that_is_no_number_is_not_tried_again(
+    begin: Begin, launcher: Sequence[str], words: Sequence[str], codes: set[int]
+) -> None:
+    """torchrun starts everything that ended in failure again; a later attempt ends at once, with the same line."""
+    job = begin("recipe=onepoch", "lr=1e30", "threads=1", *words, launcher=launcher)
+    code, out, err = job.end()
+    attempts = 3 if launcher[0] != sys.executable else 1
+    assert code in codes and len(re.findall(r"^recipe +onepoch", out, re.MULTILINE)) == 1
+    assert len(re.findall(r"^error: loss is (?:nan|inf) at epoch 1, step \d+", err, re.MULTILINE)) == attempts, err
+
+
+@pytest.mark.slow
+def test_what_was_asked_to_stop_is_not_started_again(begin: Begin, late_two: Path) -> None:
+    job = begin(*TWO, "restarts=2", "checkpoint_every=3", "resume=auto", folder=late_two)
+    job.wait_for_checkpoint(42)
+    to_one_rank(job)
+    code, out, err = job.end()
+    assert (code, err) == (143, STOPPED.format("SIGTERM")) and "restarted" not in out
+    lost_nothing(job, TWO)
+
+
+# Other people's launchers, and ours
 
 
 @pytest.mark.parametrize("moment", [pytest.param("while it loads", marks=pytest.mark.slow), "while it trains"])
@@ -295,7 +425,7 @@ def test_sigterm_to_torchrun_ends_all_ranks_which_save(begin: Begin) -> None:
     "launcher",
     [
         pytest.param(ACCELERATE, id="accelerate launch", marks=pytest.mark.slow),
-        pytest.param((*ACCELERATE, "--multi_gpu", "--num_processes", "2"), id="accelerate launch of two"),
+        pytest.param(ACCELERATE_TWO, id="accelerate launch of two"),
         pytest.param(TORCHRUN, id="torchrun", marks=pytest.mark.slow),
     ],
 )
@@ -304,6 +434,44 @@ def test_ctrl_c_to_a_launcher_ends_all_processes_which_save(begin: Begin, launch
     job.wait_for_checkpoint(5)
     os.killpg(job.process.pid, signal.SIGINT)  # as a terminal does
     ends_interrupted(job, "SIGINT", TWO[:-1])
+
+
+ALL_LAUNCHERS = {
+    "processes=2": ((sys.executable,), ("processes=2",)),
+    "torchrun": (TORCHRUN, ()),
+    "accelerate launch of two": (ACCELERATE_TWO, ()),
+    "accelerate launch": (ACCELERATE, ()),
+}
+
+
+def left_behind(begin: Begin, launcher: str, seconds: float | None) -> int:
+    """How many processes are there five seconds after ``kill -9`` of their launcher, this long after its start or as
+    soon as one loads torch."""
+    program, words = ALL_LAUNCHERS[launcher]
+    job = begin("recipe=compact13k", "threads=1", *words, launcher=program)
+    if seconds is None:
+        job.wait_until(lambda: job.loads_torch())
+    else:
+        time.sleep(seconds)
+    job.process.kill()
+    left = 0 if job.is_gone_within(5) else len(job.processes())
+    for pid in job.processes():
+        os.kill(pid, signal.SIGKILL)
+    job.end()
+    return left
+
+
+@pytest.mark.parametrize("launcher", ["processes=2", "accelerate launch"])
+def test_kill_9_of_a_launcher_leaves_nobody_behind(begin: Begin, launcher: str) -> None:
+    assert left_behind(begin, launcher, None) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", list(ALL_LAUNCHERS))
+def test_kill_9_of_a_launcher_at_any_moment_leaves_nobody_behind(begin: Begin, launcher: str) -> None:
+    """Fourteen moments, from its start until long after its ranks have begun to train."""
+    moments = [tenths / 10 for tenths in range(0, 41, 3)]
+    assert {seconds: left_behind(begin, launcher, seconds) for seconds in moments} == dict.fromkeys(moments, 0)
 
 
 def ends_interrupted(job: Job, name: str, words: Sequence[str]) -> None:

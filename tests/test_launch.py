@@ -4,17 +4,15 @@ import json
 import math
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import ROOT, Begin, Launch, Run, a_run
+from jobs import ACCELERATE, ACCELERATE_TWO, ROOT, TORCHRUN, Begin, Launch, Run, a_run
 
 import recipes
 from mnist_accel.recipe import Recipe, RunOptions, keys_of
@@ -28,12 +26,6 @@ CONTRACT = (
     | {"images_per_second", "claims", "dry_run", "resumed_from", "command", "history", "versions"}
 )
 REAL_MNIST = os.environ.get("MNIST_ACCEL_DATA")
-
-
-def program(name: str) -> str:
-    """``accelerate`` or ``torchrun``, of the environment that the tests run in."""
-    beside = Path(sys.executable).with_name(name)
-    return str(beside) if beside.exists() else shutil.which(name) or name
 
 
 def names(folder: Path) -> set[str]:
@@ -181,16 +173,15 @@ def test_the_config_file_is_facts_of_the_machine_and_flags_go_on_top(
     run_launch: Launch, tmp_path: Path, root: Path
 ) -> None:
     config = str(root / "accelerate_config.yaml")
-    launcher = (program("accelerate"), "launch", "--config_file", config, "--mixed_precision", "bf16")
+    launcher = (*ACCELERATE, "--config_file", config, "--mixed_precision", "bf16")
     run = a_run(run_launch, tmp_path / "run", "recipe=onepoch", "dry_run=true", "threads=1", launcher=launcher)
     assert run.code == 0, run.err
     assert (run.result["precision"], run.result["world_size"], run.result["device"]) == ("bf16", 1, "cpu")
 
 
 def test_torchrun_starts_ranks_of_one_job(run_launch: Launch, tmp_path: Path) -> None:
-    launcher = (program("torchrun"), "--nproc-per-node", "2")
     words = ("recipe=onepoch", "dry_run=true", "batch_size=65")
-    run = a_run(run_launch, tmp_path / "run", *words, launcher=launcher)
+    run = a_run(run_launch, tmp_path / "run", *words, launcher=TORCHRUN)
     assert run.code == 0, run.err
     assert run.result["world_size"] == 2 and run.out.count("epoch 1/1") == 1
     assert run.result["threads"] == max(1, usable_cores() // 2)
@@ -199,8 +190,7 @@ def test_torchrun_starts_ranks_of_one_job(run_launch: Launch, tmp_path: Path) ->
 
 def test_accelerate_launch_starts_ranks_of_one_job_without_a_gpu(run_launch: Launch, tmp_path: Path) -> None:
     """Left to itself Accelerate makes two rank zeros of it, which overwrite each other's files."""
-    launcher = (program("accelerate"), "launch", "--multi_gpu", "--num_processes", "2")
-    run = a_run(run_launch, tmp_path / "run", "recipe=onepoch", "dry_run=true", "threads=1", launcher=launcher)
+    run = a_run(run_launch, tmp_path / "run", "recipe=onepoch", "dry_run=true", "threads=1", launcher=ACCELERATE_TWO)
     assert run.code == 0, run.err
     result = run.result
     assert (result["world_size"], result["device"], result["status"]) == (2, "cpu", "finished")
@@ -240,6 +230,28 @@ def test_a_loss_that_is_no_number_ends_with_3_and_is_written_down(
     assert "model.safetensors" not in names(run.folder)
 
 
+def test_a_cpu_without_memory_ends_with_3_and_one_line_that_says_what_to_type(
+    run_launch: Launch, tmp_path: Path
+) -> None:
+    """200 MB more than what the process has when training begins, where a step takes gigabytes."""
+    script = tmp_path / "short_of_memory.py"
+    script.write_text(
+        f"import resource, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport launch\nfrom mnist_accel import cli, fit\n"
+        "train = fit.train\n"
+        "def train_in_little(*arguments, **named):\n"
+        "    pages = int(open('/proc/self/statm').read().split()[0])\n"
+        "    most = pages * resource.getpagesize() + 200 * 2**20\n"
+        "    resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))\n"
+        "    return train(*arguments, **named)\n"
+        "fit.train = train_in_little\n"
+        "cli.exit_with_one_line(launch.main)\n"
+    )
+    run = a_run(run_launch, tmp_path / "run", "recipe=sub20k", "batch_size=20000", "threads=1", script=script)
+    said = "error: batch_size=20000: the machine ran out of memory. Type batch_size=10000\n"
+    assert (run.code, run.err) == (3, said)
+    assert run.result["status"] == "interrupted" and f"error: {run.result['error']}\n" == said
+
+
 def test_a_mistake_that_only_the_ranks_can_find_ends_with_2_and_one_line(run_launch: Launch, tmp_path: Path) -> None:
     ended = run_launch(
         "recipe=onepoch", "data_dir=/nowhere", "processes=2", "threads=1", f"out={tmp_path / 'run'}", cwd=tmp_path
@@ -249,49 +261,34 @@ def test_a_mistake_that_only_the_ranks_can_find_ends_with_2_and_one_line(run_lau
     assert ended.stdout == "" and names(tmp_path) == set()
 
 
-def started(environment: dict[str, str], root: Path, *words: str) -> "subprocess.Popen[str]":
-    """``launch.py`` in the middle of its training, as the leader of a process group like a shell's job."""
-    process = subprocess.Popen(
-        [sys.executable, "launch.py", "recipe=compact13k", "dataset=synthetic", "threads=1", *words],
-        cwd=root,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("run "):
-            break
-    return process
-
-
 @pytest.mark.parametrize("processes", [1, 2])
-def test_ctrl_c_ends_with_130_and_no_traceback(
-    clean_environment: dict[str, str], root: Path, tmp_path: Path, processes: int
-) -> None:
-    process = started(clean_environment, root, f"out={tmp_path / 'run'}", f"processes={processes}")
-    os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+def test_ctrl_c_ends_with_130_and_no_traceback(begin: Begin, processes: int) -> None:
+    job = begin("recipe=compact13k", "threads=1", f"processes={processes}")
+    job.wait_for_banner()
+    os.killpg(job.process.pid, signal.SIGINT)
+    code, out, err = job.end()
+    assert code == 130, err
     assert "Traceback" not in out + err
-    assert "model.safetensors" not in names(tmp_path / "run")
+    assert "model.safetensors" not in names(job.folder)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-def test_ctrl_c_at_any_moment_of_the_start_leaves_no_traceback_and_no_process(begin: Begin, processes: int) -> None:
-    """Before Python has loaded our first line it dies of the signal, which a shell calls 130 as well."""
-    for tenths in range(1, 51, 2):
-        job = begin("recipe=compact13k", "threads=1", f"processes={processes}")
-        time.sleep(tenths / 10)
-        os.killpg(job.process.pid, signal.SIGINT)
-        code, out, err = job.end(60)
-        assert code in (130, -signal.SIGINT), (tenths, code, err)
-        assert re.fullmatch("|(interrupted|stopped by SIGINT; [^\n]+)\n", err), (tenths, err)
-        assert "Traceback" not in out and job.is_gone_within(5), tenths
-        shutil.rmtree(job.folder, ignore_errors=True)
+@pytest.mark.parametrize(
+    ("held", "processes", "code", "said"),
+    [
+        ("import", 1, -signal.SIGINT, ""),  # which a shell calls 130 as well
+        ("data", 1, 130, "interrupted\n"),
+        pytest.param("import", 2, -signal.SIGINT, "", marks=pytest.mark.slow),
+        pytest.param("data", 2, 130, "interrupted\n", marks=pytest.mark.slow),
+    ],
+)
+def test_ctrl_c_while_it_starts_leaves_no_traceback_and_no_process(
+    begin: Begin, held: str, processes: int, code: int, said: str
+) -> None:
+    job = begin("recipe=onepoch", "threads=1", f"processes={processes}", held=held)
+    job.wait_until_held()
+    os.killpg(job.process.pid, signal.SIGINT)
+    assert job.end() == (code, "", said)
+    assert job.is_gone_within(5) and not job.folder.exists()
 
 
 def test_a_pipe_that_is_closed_early_is_no_traceback(
@@ -354,7 +351,7 @@ def test_a_launchers_environment_that_does_not_hold_together_costs_one_line(run_
 
 def test_a_launcher_that_starts_too_few_processes_is_refused(run_launch: Launch, tmp_path: Path) -> None:
     """``--cpu --num_processes 2`` starts one, which would train alone; each process of a job must find itself in it."""
-    launcher = (program("accelerate"), "launch", "--cpu", "--num_processes", "2")
+    launcher = (*ACCELERATE, "--cpu", "--num_processes", "2")
     ended = run_launch("recipe=onepoch", f"out={tmp_path / 'run'}", launcher=launcher)
     assert ended.returncode != 0 and names(tmp_path) == set()
     assert "error: accelerate launch --cpu --num_processes N: starts one process only. Type accelerate" in ended.stderr
@@ -367,7 +364,7 @@ def test_accelerate_launch_trains_on_all_cores_and_a_config_that_nobody_named_is
     config = tmp_path / "accelerate" / "default_config.yaml"
     config.parent.mkdir()
     config.write_text((ROOT / "accelerate_config.yaml").read_text())
-    launcher, env = (program("accelerate"), "launch"), {"HF_HOME": str(tmp_path)}
+    launcher, env = ACCELERATE, {"HF_HOME": str(tmp_path)}
     run = a_run(run_launch, tmp_path / "run", "recipe=onepoch", "dry_run=true", launcher=launcher, env=env)
     assert run.code == 0, run.err
     assert (run.result["threads"], run.result["world_size"]) == (usable_cores(), 1)

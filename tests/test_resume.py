@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
-from jobs import ROOT, WORDS, Job, Launch, Run, a_run, as_if_killed, goes_on_as_if_nothing_had_happened
+from jobs import WORDS, Launch, Run, a_run, as_if_killed, beginning, goes_on_as_if_nothing_had_happened
 from safetensors.torch import load_file
 from test_launch import one_error_line
 
@@ -34,26 +32,17 @@ def interrupted(
 ) -> Run:
     """A run that Ctrl-C has stopped after some 110 of its 120 steps; meanwhile another one tried to write there."""
     folder = as_if_killed(trained_run, tmp_path_factory.mktemp("runs") / "interrupted")
-    words = [*WORDS, "checkpoint_every=5", "resume=auto", "dataset=synthetic", f"out={folder}"]
-    process = subprocess.Popen(
-        [sys.executable, "launch.py", *words],
-        cwd=ROOT,
-        env=clean_environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    job = Job(process, folder, "")
-    job.wait_for_checkpoint(105)
-    os.kill(process.pid, signal.SIGSTOP)
-    second = a_run(run_launch, folder, *WORDS, "resume=auto")
-    assert second.code == 2 and one_error_line(second.err)
-    assert second.err.startswith(f"error: out={folder}: another run is writing there. ")
-    os.kill(process.pid, signal.SIGCONT)
-    os.killpg(process.pid, signal.SIGINT)
-    code, out, err = job.end()
-    return Run(code, out, err, folder, words)
+    with beginning(clean_environment, folder) as begin:
+        job = begin(*WORDS, "checkpoint_every=5", "resume=auto")
+        job.wait_for_checkpoint(105)
+        os.kill(job.process.pid, signal.SIGSTOP)
+        second = a_run(run_launch, folder, *WORDS, "resume=auto")
+        assert second.code == 2 and one_error_line(second.err)
+        assert second.err.startswith(f"error: out={folder}: another run is writing there. ")
+        os.kill(job.process.pid, signal.SIGCONT)
+        os.killpg(job.process.pid, signal.SIGINT)
+        code, out, err = job.end()
+    return Run(code, out, err, folder, [])
 
 
 @pytest.fixture
@@ -112,6 +101,16 @@ def test_a_signed_checkpoint_that_cannot_be_true_is_damaged_too(
 
 def checked(*words: str) -> Any:
     return run.check(cli.parse([*words], recipes.names(), recipes.load))
+
+
+def test_what_was_published_or_measured_may_change_between_two_runs(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = recipes.load("onepoch")
+    assert known.claims and known.measured
+    monkeypatch.setattr(recipes, "load", lambda name: replace(known, claims=known.claims[:1], measured=None))
+    _, resumed = checked(*WORDS, f"out={copied}", "resume=auto")
+    assert resumed is not None and resumed.folder == copied
 
 
 def test_what_would_be_another_run_is_refused_in_one_line(copied: Path, interrupted: Run) -> None:
@@ -192,7 +191,8 @@ def test_a_finished_run_is_not_gone_on_with(trained_run: Run, tmp_path: Path, mo
         checked(*WORDS, f"resume={trained_run.folder}")
     with pytest.raises(UserError, match="already holds a finished run"):
         checked(*WORDS, f"out={trained_run.folder}", "resume=auto")
-    checked(*WORDS, "resume=auto")  # nothing here yet: it starts from the beginning
+    folder, resumed = checked(*WORDS, "resume=auto")  # nothing here yet: it starts from the beginning
+    assert resumed is None and folder.path.parent == Path("runs/onepoch") and list(tmp_path.iterdir()) == []
 
 
 def test_auto_takes_the_newest_unfinished_run_of_this_recipe_that_has_an_intact_checkpoint(

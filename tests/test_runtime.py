@@ -1,7 +1,6 @@
 """What is really in effect: threads, precision, device and ranks; and what cannot be had is refused."""
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +17,6 @@ from mnist_accel.runtime import (
     choose_device,
     choose_precision,
     has_to_spawn,
-    refuse_mismatch,
     usable_cores,
 )
 
@@ -186,10 +184,6 @@ def test_processes_are_started_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not has_to_spawn(2)
 
 
-def test_one_process_has_nobody_to_disagree_with(runtime: Runtime) -> None:
-    refuse_mismatch(runtime.accelerator, "ab" * 32, "dataset: not the same")
-
-
 def test_two_rank_zeros_are_refused_in_one_line(clean_environment: dict[str, str], tmp_path: Path) -> None:
     """What Accelerate makes of two processes of a GPU launcher where there is no GPU: each believes to be alone.
 
@@ -203,6 +197,7 @@ def test_two_rank_zeros_are_refused_in_one_line(clean_environment: dict[str, str
         "from mnist_accel import cli, runtime\n"
         "runtime.choose_device = lambda asked: 'cuda'\n"
         "runtime.refuse_too_few_gpus = lambda device, processes: None\n"
+        "runtime.start_process_group = lambda device, timeout: None\n"
         "cli.exit_with_one_line(launch.main)\n"
     )
     job = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
@@ -224,40 +219,6 @@ def test_two_rank_zeros_are_refused_in_one_line(clean_environment: dict[str, str
     assert said == [("", refusal), ("", "")]
     assert [rank.returncode for rank in ranks] == [2, 2]
     assert not (tmp_path / "run").exists()
-
-
-def test_ranks_with_different_data_refuse_to_train(tmp_path: Path) -> None:
-    script = tmp_path / "rank.py"
-    script.write_text(
-        "import os, sys\n"
-        "from mnist_accel.errors import UserError\n"
-        "from mnist_accel.runtime import refuse_mismatch, start_runtime\n"
-        "runtime = start_runtime('fp32', 'cpu', 1)\n"
-        "assert (runtime.rank, runtime.world_size) == (int(os.environ['RANK']), 2)\n"
-        "refuse_mismatch(runtime.accelerator, 'ab' * 32, 'not the same')\n"
-        "try:\n"
-        "    refuse_mismatch(runtime.accelerator, f'0{runtime.rank}' * 32, 'not the same')\n"
-        "except UserError as error:\n"
-        "    print(error)\n"
-    )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, script],
-            env=os.environ
-            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "CUDA_VISIBLE_DEVICES": ""},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = [rank.communicate(timeout=120) for rank in ranks]
-    for out, err in said:
-        assert out == "not the same\n", err
 
 
 def test_memory_that_steps_use_again_is_not_given_back(clean_environment: dict[str, str]) -> None:

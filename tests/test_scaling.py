@@ -242,7 +242,8 @@ def test_the_share_is_measured_against_gradients_that_stay_where_they_are(
             import json, sys, torch
             from benchmarks.all_reduce import gradients_left_alone
             from mnist_accel import cli, fit
-            from mnist_accel.runtime import has_to_spawn, leave, spawn, start_runtime
+            from mnist_accel.job import spawn
+            from mnist_accel.runtime import has_to_spawn, leave, start_runtime
 
             def gradient(runtime):
                 model = torch.nn.Linear(2, 1)

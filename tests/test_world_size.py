@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
+from jobs import ROOT, program
 from one_rank import EPOCHS, FEW_TEST_IMAGES, TEST_IMAGES, TRAIN_IMAGES
 from safetensors.torch import load_file
 from torch import Tensor
@@ -43,28 +42,19 @@ def ranks(clean_environment: dict[str, str], tmp_path_factory: pytest.TempPathFa
 
 
 def run_ranks(world_size: int, what: str, folder: Path, environment: dict[str, str], *more: str) -> Said:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    job = {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
-    job |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "one_rank.py"), str(folder), what, *more],
-            cwd=ROOT,
-            env=environment | (job | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if world_size > 1 else {}),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world_size)
-    ]
-    try:
-        ended = [process.communicate(timeout=240)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0] * world_size, "\n".join(ended)
+    launcher = (sys.executable,)
+    if world_size > 1:
+        launcher = (program("torchrun"), "--standalone", "--nproc-per-node", str(world_size))
+    ended = subprocess.run(
+        [*launcher, str(ROOT / "tests" / "one_rank.py"), str(folder), what, *more],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=240,
+    )
+    assert ended.returncode == 0, ended.stdout
     weights = folder / "weights.safetensors"
     facts = json.loads((folder / "said.json").read_text())
     assert facts["world_size"] == world_size

@@ -89,8 +89,9 @@ def main(argv: list[str]) -> int:
     from benchmarks import scaling
     from mnist_accel import machine
     from mnist_accel.data.dataset import load_dataset
+    from mnist_accel.launcher import is_launched
     from mnist_accel.run import check
-    from mnist_accel.runtime import choose_device, is_launched, usable_cores
+    from mnist_accel.runtime import choose_device, usable_cores
 
     if is_launched():
         raise UserError("scaling: starts its own processes. Type python -m mnist_accel scaling without a launcher")
