@@ -66,8 +66,7 @@ def precision(
 def precisions_of(device: torch.device) -> list[str]:
     if device.type == "cpu":
         return ["fp32", "bf16"]
-    supported = {"bf16": torch.cuda.is_bf16_supported(), "tf32": torch.cuda.is_tf32_supported()}
-    return ["fp32", *(name for name in supported if supported[name]), "fp16"]
+    return ["fp32", *(["bf16"] if torch.cuda.is_bf16_supported() else []), "fp16"]
 
 
 def speed_and_loss(recipe: Recipe, name: str, steps: int, words: Sequence[str]) -> Reading:

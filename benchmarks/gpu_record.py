@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from mnist_accel.errors import UserError
-from mnist_accel.results import finite, write_whole
 
 SCHEMA = 1
 BROKE_OFF = "broke off"
@@ -27,7 +26,9 @@ class Record:
 
     def save(self) -> None:
         content = {"schema": SCHEMA, "facts": self.facts, "tests": self.tests, "parts": self.parts}
-        write_whole(self.path, (json.dumps(finite(content), indent=2, allow_nan=False) + "\n").encode())
+        aside = self.path.with_name(f".{self.path.name}.new")
+        aside.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        aside.replace(self.path)
 
     def has(self, part: str) -> bool:
         """Whether it is measured; what failed may be tried again."""
