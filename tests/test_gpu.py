@@ -280,10 +280,10 @@ class Unasking(DeviceStep):
 
     bodies = 0
 
-    def body(self, *chosen: Any) -> None:
+    def body(self, *chosen: Any) -> Any:
         self.bodies += 1
         with refusing_to_wait():
-            super().body(*chosen)
+            return super().body(*chosen)
 
 
 @pytest.mark.parametrize("regime", REGIMES)
