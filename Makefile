@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help run test quality style clean
+.PHONY: help run test gpu quality style clean
 .DEFAULT_GOAL := help
 
 help: ## list the goals
@@ -13,6 +13,9 @@ run: .venv/installed ## train onepoch, installing what it needs first
 
 test: .venv/installed-dev ## the tests (slow ones: .venv/bin/pytest -m slow)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+gpu: .venv/installed-dev ## where there is a GPU: its tests, profiles and benchmarks (KEYS="part=tests minutes=9")
+	@$(BIN)/python -m benchmarks.gpu $(KEYS)
 
 quality: .venv/installed-dev ## ruff check, ruff format --check, mypy on the package
 	$(BIN)/ruff check .

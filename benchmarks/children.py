@@ -15,8 +15,9 @@ ROOT = Path(__file__).resolve().parents[1]
 SECONDS_TO_STOP = 60  # a launcher gives its ranks 30
 
 
-def run_python(what: str, *words: str) -> str:
-    """What ``python words…`` prints. ``what`` names it where it fails, in one line of the child's own if it has one.
+def run_python(what: str, *words: str, seconds: float | None = None) -> str:
+    """What ``python words…`` prints. ``what`` names it where it fails, in one line of the child's own if it has one,
+    or takes longer than ``seconds``.
 
     However this ends, the child has ended.
     """
@@ -37,7 +38,10 @@ def run_python(what: str, *words: str) -> str:
             try:
                 for number in received:
                     leave(number, None)
-                printed, complaints = child.communicate()
+                printed, complaints = child.communicate(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                stop(child, signal.SIGINT)  # not SIGTERM, of which pytest dies without stopping what it has started
+                raise TrainingFailed(f"{what}: not done after {seconds:.0f} s, and stopped") from None
             except BaseException:
                 stop(child)
                 raise
@@ -61,9 +65,9 @@ def leave(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
 
-def stop(child: "subprocess.Popen[str]") -> None:
-    """SIGTERM, not SIGKILL: a launcher passes it on to its ranks."""
-    child.terminate()
+def stop(child: "subprocess.Popen[str]", number: int = signal.SIGTERM) -> None:
+    """Not by SIGKILL at once: a launcher passes others on to its ranks."""
+    child.send_signal(number)
     try:
         child.communicate(timeout=SECONDS_TO_STOP)
     except (subprocess.TimeoutExpired, KeyboardInterrupt):

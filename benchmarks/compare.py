@@ -3,6 +3,7 @@
 Both sides run a few steps before the first clock starts.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -24,12 +25,14 @@ from benchmarks.sides import (
 from benchmarks.turns import Comparison, Measure, Ratio, Say, divided, in_turn, in_turn_with_quality
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.recipe import Recipe
-from mnist_accel.runtime import Runtime
+from mnist_accel.runtime import Runtime, usable_cores
 
 WARM_UP_STEPS = 10
 TRIAL_STEPS = 100
+# Of the DataLoader; more where the machine has the cores for them.
 LOADER_WORKERS = (0, 1, 2, 4)
 EPOCH_WORKERS = (0, 2)
+MORE_WORKERS = (4, 8, 16, 32)
 EPOCH_TARGETS = {"onepoch": 5.0, "efficient25k": 4.0, "sub20k": 1.5, "compact13k": 1.5}
 ENGINE_TARGET = 1.10
 BATCHED = "batched __getitems__"
@@ -55,7 +58,8 @@ def loader(
             ("rotation ±10°, translation ±10 %", 20, warped),
         ):
             say(label)
-            loaders = {f"DataLoader, {plural(n)}": stock_loader(folder, chosen, n) for n in LOADER_WORKERS}
+            tried = workers_on_trial(LOADER_WORKERS)
+            loaders = {f"DataLoader, {plural(n)}": stock_loader(folder, chosen, n) for n in tried}
             stock = list(loaders)
             loaders[BATCHED] = batched_loader(data, chosen, runtime)
             sides: dict[str, Measure] = {"ours": partial(our_speed, chosen, runtime, data)}
@@ -86,13 +90,14 @@ def epoch(
     """Seconds of the first ``steps`` (0: all) of an epoch, ours against the stock script; after a whole one, which of
     them is right more often."""
     with stock_folder(data) as folder:
-        loaders = {n: stock_loader(folder, recipe, n) for n in (EPOCH_WORKERS if workers is None else (workers,))}
+        tried = workers_on_trial(EPOCH_WORKERS) if workers is None else [workers]
+        loaders = {n: stock_loader(folder, recipe, n) for n in tried}
         for batches in loaders.values():
             stock_seconds(recipe, runtime, batches, WARM_UP_STEPS)
         if workers is None:
-            trial = {n: stock_seconds(recipe, runtime, loaders[n], TRIAL_STEPS) for n in EPOCH_WORKERS}
+            trial = {n: stock_seconds(recipe, runtime, loaders[n], TRIAL_STEPS) for n in tried}
             workers = min(trial, key=lambda n: trial[n])
-            figures = ", ".join(f"{plural(n)} {trial[n]:.3g} s" for n in EPOCH_WORKERS)
+            figures = ", ".join(f"{plural(n)} {trial[n]:.3g} s" for n in tried)
             say(f"stock script on trial, {TRIAL_STEPS} steps: {figures}")
         our_seconds(recipe, runtime, beginning(recipe, data, WARM_UP_STEPS))
         name, batches = f"stock script, {plural(workers)}", loaders[workers]
@@ -139,6 +144,11 @@ def engine(
     ratios = divided(values["ours"], values["bare loop"])
     ratio = Ratio("ours / bare loop", ratios, on_cpu(runtime, ENGINE_TARGET), at_most=True)
     return Comparison(how_long(recipe, data, steps), "s", values, [ratio])
+
+
+def workers_on_trial(always: Sequence[int]) -> list[int]:
+    """``always``, and more up to the cores: the other side gets what serves it best."""
+    return [*always, *(n for n in MORE_WORKERS if always[-1] < n <= usable_cores())]
 
 
 def plural(workers: int) -> str:

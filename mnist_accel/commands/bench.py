@@ -38,7 +38,9 @@ class BenchOptions:
     images: Annotated[int, option("images a pass of the DataLoader", ge=1, le=60_000), LOADER] = 20_000
     steps: Annotated[int, option("steps of the epoch that are timed; 0 times all", ge=0), TRAINING] = 200
     workers: Annotated[
-        int | None, option("the stock script's (default: 0 or 2, whichever is faster)", ge=0, le=256), EPOCH
+        int | None,
+        option("the stock script's (default: 0, 2, 4 … up to the cores, whichever is fastest)", ge=0, le=256),
+        EPOCH,
     ] = None
     dataset: Annotated[Literal["auto", "mnist", "synthetic"], option("as for launch.py")] = "auto"
     data_dir: Annotated[str | None, option("as for launch.py", min_length=1), REAL_DATA] = None
