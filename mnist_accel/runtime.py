@@ -172,8 +172,8 @@ def start_runtime(precision: str = "auto", device: str = "auto", threads: int = 
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         # Buffers are made equal where it matters, before evaluating and saving, instead of in every forward pass.
         kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(timeout=timedelta(seconds=timeout)),
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=group_timeout(timeout, device))),
         ],
     )
     if accelerator.distributed_type not in PLAIN:
@@ -191,6 +191,12 @@ def start_runtime(precision: str = "auto", device: str = "auto", threads: int = 
     name = "cpu" if device == "cpu" else torch.cuda.get_device_name(accelerator.device)
     backend = torch.distributed.get_backend() if accelerator.num_processes > 1 else ""
     return Runtime(accelerator, name, precision, threads, backend, inherited_config())
+
+
+def group_timeout(timeout: float, device: str) -> float:
+    """NCCL's watchdog aborts the process without a word or a result: it is for waits that nobody watches, and comes
+    after ours (``exchange.Patience``) has ended the run."""
+    return timeout + 60 if device == "cuda" else timeout
 
 
 def keep_freed_memory() -> None:
@@ -267,7 +273,9 @@ def refuse_mismatch(accelerator: Accelerator, checksum: str, message: str) -> No
 def leave() -> None:
     """Ranks end together: a launcher takes one that is gone for a failure while another still writes."""
     if torch.distributed.is_initialized():
-        torch.distributed.barrier()
+        # Without its number NCCL warns that it guesses the GPU by the rank, which is wrong on a second machine.
+        nccl = torch.distributed.get_backend() == "nccl"
+        torch.distributed.barrier(device_ids=[torch.cuda.current_device()] if nccl else None)
 
 
 def spawn(processes: int, script: str, argv: Sequence[str]) -> int:

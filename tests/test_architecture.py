@@ -14,7 +14,7 @@ PACKAGE = ROOT / "mnist_accel"
 LAYERS = (
     {"mnist_accel", "errors", "seeding", "recipe", "dropout", "phase"},
     {"models", "data", "objective", "optim", "runtime", "interrupt", "cli", "syncbn"},
-    {"checkpoint", "machine"},
+    {"checkpoint", "machine", "exchange"},
     {"results"},
     {"stepping"},
     {"engine", "device_step", "claims"},
