@@ -2,10 +2,10 @@
 
     python benchmarks/all_reduce.py PAIRS STEPS recipe=NAME processes=N key=value…     (keys of launch.py)
 
-The same steps in turn, once as ``launch.py`` trains and once with DDP keeping its gradients to itself, as in its
-``no_sync()``; what the first takes longer is the all-reduce that backward could not hide. The ranks still tell each
-other the loss of every step, so that waiting for a slower rank is in both and no part of the difference. Rank 0 prints
-one JSON line: the share of the step, pair by pair. Noise can make a small share negative; it is left as it is.
+The same steps in turn, once as ``launch.py`` trains and once with every rank's gradients left where they are; what the
+first takes longer is the all-reduce that backward could not hide. The ranks still tell each other the loss of every
+step, so that waiting for a slower rank is in both and no part of the difference. Rank 0 prints one JSON line: the share
+of the step, pair by pair. Noise can make a small share negative; it is left as it is.
 """
 
 import json
@@ -15,15 +15,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
+from torch import Tensor
+from torch.distributed import GradBucket  # type: ignore[attr-defined]
+from torch.futures import Future
 
 import recipes
 from benchmarks.sides import our_epoch
-from mnist_accel import cli, fit
+from mnist_accel import cli, engine
 from mnist_accel.data.dataset import Dataset, load_dataset
 from mnist_accel.engine import synchronised_clock
+from mnist_accel.exchange import Exchange
 from mnist_accel.job import spawn
 from mnist_accel.outcome import Watcher
 from mnist_accel.recipe import Recipe
@@ -89,22 +90,23 @@ def seconds_a_step(recipe: Recipe, runtime: Runtime, data: Dataset, warm_up: int
     return (clocks[last] - clocks[first]) / (last - first)
 
 
+class LossAlone(Exchange):
+    def add_up(self, state: None, bucket: GradBucket) -> Future[Tensor]:
+        if bucket.is_last():
+            self.send(self.told)
+        done: Future[Tensor] = Future()
+        done.set_result(bucket.buffer())
+        return done
+
+
 @contextmanager
 def gradients_left_alone() -> Iterator[None]:
-    """Inside, the networks that are made ready for training do what DDP does under ``no_sync()``."""
-    original = fit.prepare
-
-    def prepare(runtime: Runtime, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
-        prepared, prepared_optimizer = original(runtime, model, optimizer)
-        assert isinstance(prepared, DistributedDataParallel), "there is nothing to switch off"
-        prepared.require_backward_grad_sync = False
-        return prepared, prepared_optimizer
-
-    fit.prepare = prepare
+    """Inside, ranks tell each other their losses only."""
+    engine.Exchange = LossAlone  # type: ignore[misc]
     try:
         yield
     finally:
-        fit.prepare = original
+        engine.Exchange = Exchange  # type: ignore[misc]
 
 
 if __name__ == "__main__":

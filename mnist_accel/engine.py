@@ -1,19 +1,19 @@
 """The one training loop and the one evaluation. Knows neither console nor files: what it does it tells to callbacks."""
 
 import math
-import signal
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from mnist_accel.data.batches import Batch, Selection, TestBatches, TrainBatches
 from mnist_accel.errors import Interrupted, TrainingFailed
+from mnist_accel.exchange import Exchange, Patience
 from mnist_accel.objective import Objective
 from mnist_accel.optim import WeightAverage
 from mnist_accel.phase import Phase, unmarked
@@ -49,6 +49,10 @@ class EachStep:
     clip_norm: float
     average: WeightAverage | None
     phase: Phase = unmarked
+    patience: Patience = field(default_factory=Patience)
+
+    def __post_init__(self) -> None:
+        self.exchange = Exchange(self.model, self.patience, self.phase)
 
     def step(
         self, chosen: Selection, position: Position, lr: float, dropout_seed: int, stop_signal: int, read: bool
@@ -66,6 +70,7 @@ class EachStep:
             self.clip_norm,
             (position.epoch, position.step),
             stop_signal,
+            self.exchange,
             self.phase,
         )
         if self.average:
@@ -97,6 +102,7 @@ def train(
     on_epoch: Callable[[EpochStats], None] = lambda stats: None,
     build_stepper: BuildStepper = EachStep,
     profiler: AbstractContextManager[object] | None = None,
+    patience: Patience | None = None,
 ) -> list[EpochStats]:
     """Trains ``model`` (as Accelerate prepared it) from ``position`` on, and scores it after every epoch.
 
@@ -105,6 +111,7 @@ def train(
     Leaves the model with the weights of the last evaluation, the moving average if there is one.
     """
     position = position or Position()
+    patience = patience or Patience()
     if accelerator.scaler is None:
         # Accelerate's wrapper searches the disk for an optional package twice a step: 0.3 ms of onepoch's 3.
         # All that it adds here is the gradient scaling of fp16.
@@ -114,7 +121,7 @@ def train(
     steps_per_epoch = 1 if dry_run else train_batches.steps_per_epoch
 
     def save() -> None:
-        share_buffers(model, accelerator)
+        share_buffers(model, accelerator, patience)
         on_save(position)
 
     with profiler or nullcontext():
@@ -147,8 +154,8 @@ def train(
             scored = synchronised_clock(device)
             with average.in_place(restore=not last) if average else nullcontext():
                 if average:  # of statistics that each rank took for itself; the model's own are equal since the save
-                    share_buffers(model, accelerator)
-                score = evaluate(bare(model), test_batches, objective, accelerator, dry_run)
+                    share_buffers(model, accelerator, patience)
+                score = evaluate(bare(model), test_batches, objective, accelerator, dry_run, patience)
             lr = lr_at(epoch * train_batches.steps_per_epoch + position.step - 1)
             if not math.isfinite(score.loss):
                 raise TrainingFailed(f"test loss is {score.loss} after epoch {epoch + 1}. Try a smaller lr than {lr:g}")
@@ -182,6 +189,7 @@ def train_step(
     clip_norm: float,
     place: tuple[int, int],
     stop_signal: int,
+    exchange: Exchange,
     phase: Phase = unmarked,
 ) -> tuple[float, int]:
     """One optimizer step: the mean loss over the global batch, and the signal that any rank was asked to stop by.
@@ -197,15 +205,13 @@ def train_step(
         if batch.counted == 0:
             local_sum = local_sum * 0
             count_images(model, 1)
-        # DDP averages gradients over ranks; with unequal shares this factor makes that average the exact gradient.
-        loss = local_sum * (accelerator.num_processes / batch.global_count)
-    telling = "all-reduce" if accelerator.num_processes > 1 else "loss"
-    with phase(telling):
-        shared = sum_over_ranks(local_sum.detach(), stop_signal, accelerator)
+        # Over the images of all ranks: added up, the gradients of unequal shares are those of the whole batch.
+        loss = local_sum * (1 / batch.global_count)
+        exchange.tell(local_sum.detach(), stop_signal)
     with phase("backward"):
         accelerator.backward(loss)
-    with phase(telling):
-        loss_sum, stop_signal = shared()
+    with phase("loss" if exchange.alone else "all-reduce"):
+        loss_sum, stop_signal = exchange.heard()
     mean_loss = loss_sum / batch.global_count
     if not math.isfinite(mean_loss):
         raise not_finite(mean_loss, *place, optimizer.param_groups[0]["lr"])
@@ -217,25 +223,6 @@ def train_step(
     return mean_loss, stop_signal
 
 
-def sum_over_ranks(loss: Tensor, stop_signal: int, accelerator: Accelerator) -> Callable[[], tuple[float, int]]:
-    """Starts to tell all ranks the loss, and to which step they all know of a signal; the result waits for it.
-
-    In one message a step, which travels while backward computes.
-    """
-    if accelerator.num_processes == 1:
-        return lambda: (loss.item(), stop_signal)
-    flags = [float(stop_signal == signal.SIGINT), float(stop_signal == signal.SIGTERM)]
-    message = torch.cat([loss.double().view(1), torch.tensor(flags, dtype=torch.float64, device=loss.device)])
-    pending = torch.distributed.all_reduce(message, async_op=True)
-
-    def result() -> tuple[float, int]:
-        pending.wait()
-        loss_sum, interrupts, terminations = message.tolist()
-        return loss_sum, signal.SIGINT if interrupts else signal.SIGTERM if terminations else 0
-
-    return result
-
-
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
@@ -243,6 +230,7 @@ def evaluate(
     objective: Objective,
     accelerator: Accelerator,
     dry_run: bool = False,
+    patience: Patience | None = None,
 ) -> Score:
     """Every image of every rank's share exactly once, summed over ranks in one go. ``model`` without DDP around it."""
     model.eval()
@@ -261,8 +249,12 @@ def evaluate(
             said_yes += predictions.sum()
             is_yes += targets.sum()
     counts = torch.stack([correct, hits, said_yes, is_yes, torch.full_like(correct, total)])
-    correct_, hits_, said_yes_, is_yes_, total_ = accelerator.reduce(counts, "sum").tolist()
-    mean_loss = accelerator.reduce(loss, "sum").item() / total_
+    sums = torch.cat([counts.double(), loss.view(1)])  # doubles hold whole numbers exactly, up to 9e15
+    if accelerator.num_processes > 1:
+        (patience or Patience()).wait(torch.distributed.all_reduce(sums, async_op=True), device)
+    *counted, loss_sum = sums.tolist()
+    correct_, hits_, said_yes_, is_yes_, total_ = map(int, counted)
+    mean_loss = loss_sum / total_
     positive = None if objective.positive_class is None else Positive.from_counts(hits_, said_yes_, is_yes_)
     return Score(correct_, total_, mean_loss, positive)
 
@@ -273,11 +265,11 @@ def bare(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
+def share_buffers(model: nn.Module, accelerator: Accelerator, patience: Patience) -> None:
     """Batch-norm statistics differ between ranks after training; rank 0's are the ones that are evaluated and saved."""
     if accelerator.num_processes > 1:
         for buffer in model.buffers():
-            torch.distributed.broadcast(buffer, src=0)
+            patience.wait(torch.distributed.broadcast(buffer, src=0, async_op=True), accelerator.device)
 
 
 def synchronised_clock(device: torch.device) -> float:

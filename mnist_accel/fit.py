@@ -12,6 +12,7 @@ from mnist_accel.data.dataset import Dataset
 from mnist_accel.device_step import DeviceStep, can_capture
 from mnist_accel.engine import EachStep, train
 from mnist_accel.errors import UserError
+from mnist_accel.exchange import Patience
 from mnist_accel.interrupt import naming_lost_peers, watch_for_signals
 from mnist_accel.models import build_model, count_parameters
 from mnist_accel.objective import build_objective
@@ -142,7 +143,8 @@ def fit(
             on_summary=watcher.on_profile,
         )
     phase = profile.phase if profile else unmarked
-    build_stepper: BuildStepper = partial(EachStep, phase=phase)
+    patience = Patience(options.timeout, lambda: stop.signal_number)  # which is asked below, where there is one
+    build_stepper: BuildStepper = partial(EachStep, phase=phase, patience=patience)
     if captures:
         eager_now = (lambda: profile.active) if profile else (lambda: False)
         build_stepper = partial(DeviceStep, tell=watcher.on_problem, eager_now=eager_now, phase=phase)
@@ -183,6 +185,7 @@ def fit(
             on_epoch=on_epoch,
             build_stepper=build_stepper,
             profiler=profile,
+            patience=patience,
             on_step=profile.after(watcher.on_step, progress.position) if profile else watcher.on_step,
         )
     if runtime.accelerator.is_main_process:

@@ -52,10 +52,13 @@ def naming_lost_peers(stop_signal: Callable[[], int] = lambda: 0) -> Iterator[No
             raise
         if stop_signal():
             raise Interrupted(stop_signal(), here_only=True) from None
-        rank = os.environ.get("RANK", "?")
-        reason = str(error).partition("] ")[2].partition(". ")[0] or str(error)
-        raise PeerLost(
-            f"process {rank} lost another of this job, which ended or kept it waiting for longer than timeout= allows "
-            f"({reason})",
-            here_only=True,
-        ) from None
+        raise peer_lost(str(error).partition("] ")[2].partition(". ")[0] or str(error)) from None
+
+
+def peer_lost(reason: str) -> PeerLost:
+    rank = os.environ.get("RANK", "?")
+    return PeerLost(
+        f"process {rank} lost another of this job, which ended or kept it waiting for longer than timeout= allows "
+        f"({reason})",
+        here_only=True,
+    )

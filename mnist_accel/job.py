@@ -127,6 +127,10 @@ def start_process_group(device: str, timeout: timedelta) -> None:
         store, rank, world_size = next(rendezvous("env://", timeout=timeout))
     backend = "nccl" if device == "cuda" else "gloo"
     store = meet(store, rank, world_size, timeout)
+    if backend == "nccl":
+        # Its watchdog aborts the process without a word or a result: it is for waits that nobody watches, and comes
+        # after ours (``exchange.Patience``) has ended the run.
+        timeout += timedelta(seconds=60)
     init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
 
 

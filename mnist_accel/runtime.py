@@ -160,7 +160,9 @@ def start_runtime(precision: str = "auto", device: str = "auto", threads: int = 
         dynamo_backend="no",
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         # Buffers are made equal where it matters, before evaluating and saving, instead of in every forward pass.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True)
+        ],
     )
     if accelerator.distributed_type not in PLAIN:
         raise UserError(
@@ -253,4 +255,6 @@ def refuse_mismatch(accelerator: Accelerator, checksum: str, message: str) -> No
 def leave() -> None:
     """Ranks end together: a launcher takes one that is gone for a failure while another still writes."""
     if torch.distributed.is_initialized():
-        torch.distributed.barrier()
+        # Without its number NCCL warns that it guesses the GPU by the rank, which is wrong on a second machine.
+        nccl = torch.distributed.get_backend() == "nccl"
+        torch.distributed.barrier(device_ids=[torch.cuda.current_device()] if nccl else None)

@@ -15,7 +15,7 @@ LAYERS = (
     {"mnist_accel", "errors", "seeding", "recipe", "dropout", "phase", "launcher"},
     {"job"},
     {"models", "data", "objective", "optim", "runtime", "interrupt", "cli", "syncbn"},
-    {"checkpoint", "machine"},
+    {"checkpoint", "machine", "exchange"},
     {"results"},
     {"stepping"},
     {"engine", "device_step", "claims"},
