@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
-from mnist_accel.errors import say, swallow
+from mnist_accel.errors import printable, say, swallow
 from mnist_accel.recipe import Key, Recipe, RunOptions, keys_of
 
 if TYPE_CHECKING:  # the list and the help must not wait for torch
@@ -107,21 +107,24 @@ def show_table(console: Console, table: Table) -> None:
                 console.print(Padding(Text.assemble(f"{header}: " if header else "", cell), (0, 0, 0, 2)))
 
 
-def show_recipes(console: Console, recipes: Iterable[Recipe]) -> None:
+def show_recipes(console: Console, sound: Iterable[tuple[Recipe, int]], broken: Sequence[str] = ()) -> None:
+    """A row for each recipe with its network's parameters, a line for each file that is none."""
     table = simple_table("recipe", "parameters", "epochs", "claim %", "measured %")
-    for recipe in recipes:
-        by_metric = {claim.metric: claim for claim in reversed(recipe.claims)}
-        exact = [c.documented for c in recipe.claims if c.metric == "parameters" and c.relation == "="]
-        accuracy = by_metric.get("accuracy")
+    for recipe, parameters in sound:
+        accuracy = next((claim for claim in recipe.claims if claim.metric == "accuracy"), None)
         measured = recipe.measured
         table.add_row(
             recipe.name,
-            exact[0] if exact else "",
+            f"{parameters:,}",
             str(recipe.epochs),
             accuracy.documented if accuracy else "",
             f"{measured.accuracy:.2f} ({measured.seeds} seed{'s'[: measured.seeds > 1]})" if measured else "",
         )
     show_table(console, table)
+    if broken:
+        console.print()
+    for line in broken:
+        console.print(Text(printable(line), style="yellow"))
     console.print("\naccelerate launch launch.py recipe=NAME key=value…   python launch.py --help explains the keys")
 
 

@@ -23,6 +23,7 @@ from mnist_accel.runtime import (
     together,
 )
 from mnist_accel.stepping import Position
+from mnist_accel.trial import parameters_of
 
 
 @naming_lost_peers()
@@ -121,6 +122,7 @@ def check(request: Request) -> tuple[RunFolder, Resumption | None]:
     device = choose_device(options.device)
     choose_precision(options.precision, device)
     refuse_too_few_gpus(device, options.processes or 1)
+    parameters_of(recipe)
     try:
         out = Path(options.out).expanduser() if options.out else None
     except RuntimeError:
