@@ -91,8 +91,25 @@ def test_a_measurement_is_not_written_over(tmp_path: Path) -> None:
 
 def test_without_matplotlib_one_line_says_so_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(UserError, match="Type pip install matplotlib, or plot=false"):
-        verb.main(["processes=1,2"])
+    with pytest.raises(UserError, match=r"Type pip install -e '\.\[plot\]', or plot=false"):
+        verb.main(["processes=1,2", "plot=true"])
+
+
+def test_without_matplotlib_the_figures_come_all_the_same(
+    clean_environment: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setenv("XDG_CACHE_HOME", clean_environment["XDG_CACHE_HOME"])
+    monkeypatch.setattr(scaling, "launched", made_up({(1, 64): [100.0], (2, 64): [150.0]}, []))
+    monkeypatch.setattr(scaling, "shares_of", lambda *job: [0.1])
+    words = "processes=1,2 mode=strong repeats=1 device=cpu recipe=is3 dataset=synthetic"
+    assert verb.main([*words.split(), f"out={tmp_path / 'new'}"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("plot ")]
+    assert line.startswith("plot      left out; matplotlib cannot be imported") and line.endswith("'.[plot]'")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["scaling.json"]
 
 
 def test_it_is_not_for_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,13 +76,9 @@ def main(argv: list[str]) -> int:
     modes = ("strong", "weak") if own.mode == "both" else (own.mode,)
     check_batches(recipe, modes, counts[-1])
     folder = check_folder(own.out, recipe.name)
-    if own.plot:
-        try:
-            importlib.import_module("matplotlib.figure")
-        except ImportError as error:
-            raise UserError(
-                f"plot=true: matplotlib cannot be imported ({error}). Type pip install matplotlib, or plot=false"
-            ) from None
+    no_plot = why_no_plot() if own.plot else ""
+    if no_plot and "plot" in words:
+        raise UserError(f"plot=true: {no_plot}, or plot=false")
 
     import torch
 
@@ -112,6 +108,8 @@ def main(argv: list[str]) -> int:
         ("data", f"{data.name}: {data.reason}"),
         ("figures", str(folder)),
     ]
+    if no_plot:
+        rows.append(("plot", f"left out; {no_plot}"))
     if crowded:
         rows.append(("crowded", too_many(crowded, own.threads, cores)))
     report.facts(console, rows)
@@ -127,8 +125,17 @@ def main(argv: list[str]) -> int:
     content |= {"epochs": recipe.epochs, "machine": described}
     content |= {"points": [scaling.figures(point, points) for point in points]}
     title = f"{recipe.name}, {epochs_of(recipe)} on {data.name}"
-    write(folder, content, partial(draw, points, title, machine_line) if own.plot else None)
+    write(folder, content, partial(draw, points, title, machine_line) if own.plot and not no_plot else None)
     return 0
+
+
+def why_no_plot() -> str:
+    """A picture is no reason to refuse the figures, unless it was asked for."""
+    try:
+        importlib.import_module("matplotlib.figure")
+    except ImportError as error:
+        return f"matplotlib cannot be imported ({error}). Type pip install -e '.[plot]'"
+    return ""
 
 
 def read_counts(typed: str) -> list[int]:
