@@ -93,10 +93,19 @@ def simple_table(*columns: str) -> Table:
     return table
 
 
+def measure(console: Console, table: Table) -> Measurement:
+    """Columns from all words below each other to none, however wide the console is."""
+    return Measurement.get(console, console.options.update(max_width=PLAIN_WIDTH), table)
+
+
+def fits(console: Console, table: Table) -> bool:
+    """Whether no cell would have to wrap."""
+    return measure(console, table).maximum <= console.width
+
+
 def show_table(console: Console, table: Table) -> None:
     """Where its longest words do not fit side by side, a table would cut them in two: then a paragraph a row."""
-    needed = Measurement.get(console, console.options.update(max_width=PLAIN_WIDTH), table).minimum
-    if needed <= console.width:
+    if measure(console, table).minimum <= console.width:
         console.print(table)
         return
     headers = [str(column.header).replace("\n", " ") for column in table.columns]
