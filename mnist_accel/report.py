@@ -163,6 +163,7 @@ class RunReport:
     def __init__(self, console: Console, banner: bool = True):
         self.console = console
         self.banner = banner
+        self.scored = "test"  # which images an accuracy is of
         self.progress: Progress | None = None
         self.task: TaskID | None = None
         self.total_epochs = 0
@@ -177,16 +178,14 @@ class RunReport:
         batch = f"{recipe.epochs} epoch{'s'[: recipe.epochs > 1]}, batch {recipe.batch_size}, {recipe.optimizer}"
         if runtime.backend:
             processes += f" over {runtime.backend}"
+        scored = f"{start.test_images:,} {'held out' if recipe.validation else 'to test'}"
         rows = [
             ("recipe", recipe.name + (f" with {changed}" if changed else "")),
             ("model", f"{recipe.model}, {start.params:,} parameters"),
             ("training", f"{batch} lr {recipe.lr:g} {recipe.schedule}, seed {recipe.seed}"),
             ("device", f"{runtime.device_name} × {processes}, {threads} each, {runtime.precision}"),
             ("data", f"{start.dataset}: {start.dataset_reason}"),
-            (
-                "images",
-                f"{start.train_images:,} to train, {start.test_images:,} to test" + where_images_are(start),
-            ),
+            ("images", f"{start.train_images:,} to train, {scored}" + where_images_are(start)),
             ("run", str(start.folder)),
         ]
         if runtime.config:
@@ -195,6 +194,7 @@ class RunReport:
             rows.append(("resumed", start.resumed_from))
         if start.dry_run:
             rows.append(("dry run", "one step and one evaluation batch; the figures mean nothing"))
+        self.scored = "held-out" if recipe.validation else "test"
         if self.banner:
             facts(self.console, rows)
         self.total_epochs = 1 if start.dry_run else recipe.epochs
@@ -231,11 +231,15 @@ class RunReport:
         )
 
     def on_epoch(self, stats: EpochStats) -> None:
-        self.console.print(
-            f"epoch {stats.epoch}/{self.total_epochs}  loss {stats.train_loss:.4f}  test loss {stats.test_loss:.4f}  "
-            f"accuracy {stats.accuracy:.2f} %  {stats.train_seconds:.2f} s  "
-            f"{stats.images / stats.train_seconds:,.0f} images/s"
+        figures = (
+            f"epoch {stats.epoch}/{self.total_epochs}",
+            f"loss {stats.train_loss:.4f}",
+            f"{self.scored} {stats.accuracy:.2f} %, loss {stats.test_loss:.4f}",
+            f"{stats.train_seconds:.2f} s",
+            f"{stats.images / stats.train_seconds:,.0f} img/s",
         )
+        for line in side_by_side(figures, self.console.width):
+            self.console.print(line)
         if stats.epoch == self.total_epochs:
             self.stop()  # nothing moves any more
 
@@ -255,7 +259,7 @@ class RunReport:
         others = [claim for claim in result.claims if not claim.name.startswith("parameters")]
         if result.claims and all(claim.met is None for claim in others):
             self.console.print(f"\n{why_not_compared(result)}", style="dim")
-        rows = [("accuracy", f"{result.accuracy:.2f} % ({result.correct:,} of {result.total:,})")]
+        rows = [("accuracy", f"{result.accuracy:.2f} % ({result.correct:,} of {result.total:,} {self.scored} images)")]
         if result.positive:
             found = result.positive
             rows.append(
@@ -265,9 +269,22 @@ class RunReport:
                 )
             )
         times = f"training {result.train_seconds:.2f} s, evaluation {result.eval_seconds:.2f} s"
-        rows.append(("time", f"{times}, all in all {result.total_seconds:.2f} s"))
+        # What trained before the interruption counts as training, but this process was not there.
+        whole = "this session alone" if result.resumed_from else "all in all"
+        rows.append(("time", f"{times}, {whole} {result.total_seconds:.2f} s"))
         self.console.print()
         facts(self.console, rows)
+
+
+def side_by_side(figures: Iterable[str], columns: int) -> list[str]:
+    """In one line, or where that is too long in several, broken between two figures only."""
+    lines: list[str] = []
+    for figure in figures:
+        if lines and len(lines[-1]) + 2 + len(figure) <= columns:
+            lines[-1] += f"  {figure}"
+        else:
+            lines.append(f"  {figure}" if lines else figure)
+    return lines
 
 
 def show_claims(console: Console, claims: Sequence[ClaimResult]) -> None:
