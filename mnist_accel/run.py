@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from pathlib import Path
 
+from mnist_accel.again import line_to_go_on
 from mnist_accel.cli import Request, too_small_batch
 from mnist_accel.data.dataset import hold_out, load_dataset
 from mnist_accel.errors import Interrupted, OutOfMemory, PeerLost, TrainingFailed, UserError
@@ -67,7 +68,7 @@ def run(request: Request, watcher: Watcher, started: float, parent: int | None =
             watcher.on_problem(complaint)
         folder.write_json("recipe.json", {"recipe": asdict(recipe), "options": asdict(options)})
 
-    progress = Progress(position_of(resumed) if resumed else Position())
+    progress = Progress(position_of(resumed) if resumed else Position(), again=line_to_go_on(request.command))
     if resumed:
         progress.saved = (progress.position.epoch, progress.position.step)
     model = new_model(recipe, runtime)
@@ -89,7 +90,8 @@ def run(request: Request, watcher: Watcher, started: float, parent: int | None =
         error.outlook = progress.outlook()
         progress.error = error
     except PeerLost as error:
-        hope = "resume=auto goes on from the last checkpoint" if progress.saved else "Nothing was saved"
+        hope = f"resume=auto goes on from the last checkpoint: {progress.again}"
+        hope = hope if progress.saved else "Nothing was saved"
         progress.error = PeerLost(f"{error}. {hope}", here_only=True)
     except TrainingFailed as error:
         progress.error = error

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mnist_accel"
 # From the bottom up: a module imports from lower layers only, or from its own package. A new module gets a place here.
 LAYERS = (
-    {"mnist_accel", "errors", "seeding", "recipe", "dropout", "phase", "blame"},
+    {"mnist_accel", "errors", "seeding", "recipe", "dropout", "phase", "blame", "again"},
     {"models", "data", "objective", "optim", "runtime", "interrupt", "cli", "syncbn"},
     {"checkpoint", "machine", "trial"},
     {"results"},
