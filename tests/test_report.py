@@ -247,6 +247,7 @@ def a_start(**changes: Any) -> Any:
         "dry_run": True,
         "changed": ("lr",),
         "resumed_from": None,
+        "found_nothing": False,
     }
     return SimpleNamespace(**{**whole, **changes})
 
