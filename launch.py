@@ -51,7 +51,7 @@ def show(request: cli.Request) -> int:
         if request.help:
             report.show_help(console, request.recipe)
         else:
-            report.show_recipes(console, [recipes.load(name) for name in recipes.names()])
+            report.show_recipes(console, *recipes.survey())
     return 0
 
 

@@ -43,6 +43,7 @@ class Start:
     dry_run: bool
     changed: tuple[str, ...]
     resumed_from: str | None
+    found_nothing: bool  # resume=auto, and no unfinished run
 
 
 @dataclass
@@ -64,13 +65,14 @@ class Progress:
     position: Position = field(default_factory=Position)
     saved: tuple[int, int] | None = None  # finished epochs and steps of the newest checkpoint on the disk
     error: TrainingFailed | Interrupted | None = None
+    again: str = ""  # what to type to go on
 
     def outlook(self) -> str:
         """What somebody who stopped this run can count on."""
         if self.saved == (self.position.epoch, self.position.step):
-            return "resume=auto goes on from there"
+            return f"resume=auto goes on from there: {self.again}"
         if self.saved:
-            return "that could not be saved; resume=auto goes on from the checkpoint before"
+            return f"that could not be saved; resume=auto goes on from the checkpoint before: {self.again}"
         return "nothing was saved"
 
 

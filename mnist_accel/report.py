@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
-from mnist_accel.errors import say, swallow
+from mnist_accel.errors import printable, say, swallow
 from mnist_accel.recipe import Key, Recipe, RunOptions, keys_of
 
 if TYPE_CHECKING:  # the list and the help must not wait for torch
@@ -93,10 +93,19 @@ def simple_table(*columns: str) -> Table:
     return table
 
 
+def measure(console: Console, table: Table) -> Measurement:
+    """Columns from all words below each other to none, however wide the console is."""
+    return Measurement.get(console, console.options.update(max_width=PLAIN_WIDTH), table)
+
+
+def fits(console: Console, table: Table) -> bool:
+    """Whether no cell would have to wrap."""
+    return measure(console, table).maximum <= console.width
+
+
 def show_table(console: Console, table: Table) -> None:
     """Where its longest words do not fit side by side, a table would cut them in two: then a paragraph a row."""
-    needed = Measurement.get(console, console.options.update(max_width=PLAIN_WIDTH), table).minimum
-    if needed <= console.width:
+    if measure(console, table).minimum <= console.width:
         console.print(table)
         return
     headers = [str(column.header).replace("\n", " ") for column in table.columns]
@@ -107,21 +116,24 @@ def show_table(console: Console, table: Table) -> None:
                 console.print(Padding(Text.assemble(f"{header}: " if header else "", cell), (0, 0, 0, 2)))
 
 
-def show_recipes(console: Console, recipes: Iterable[Recipe]) -> None:
+def show_recipes(console: Console, sound: Iterable[tuple[Recipe, int]], broken: Sequence[str] = ()) -> None:
+    """A row for each recipe with its network's parameters, a line for each file that is none."""
     table = simple_table("recipe", "parameters", "epochs", "claim %", "measured %")
-    for recipe in recipes:
-        by_metric = {claim.metric: claim for claim in reversed(recipe.claims)}
-        exact = [c.documented for c in recipe.claims if c.metric == "parameters" and c.relation == "="]
-        accuracy = by_metric.get("accuracy")
+    for recipe, parameters in sound:
+        accuracy = next((claim for claim in recipe.claims if claim.metric == "accuracy"), None)
         measured = recipe.measured
         table.add_row(
             recipe.name,
-            exact[0] if exact else "",
+            f"{parameters:,}",
             str(recipe.epochs),
             accuracy.documented if accuracy else "",
             f"{measured.accuracy:.2f} ({measured.seeds} seed{'s'[: measured.seeds > 1]})" if measured else "",
         )
     show_table(console, table)
+    if broken:
+        console.print()
+    for line in broken:
+        console.print(Text(printable(line), style="yellow"))
     console.print("\naccelerate launch launch.py recipe=NAME key=value…   python launch.py --help explains the keys")
 
 
@@ -151,6 +163,7 @@ class RunReport:
     def __init__(self, console: Console, banner: bool = True):
         self.console = console
         self.banner = banner
+        self.scored = "test"  # which images an accuracy is of
         self.progress: Progress | None = None
         self.task: TaskID | None = None
         self.total_epochs = 0
@@ -165,16 +178,14 @@ class RunReport:
         batch = f"{recipe.epochs} epoch{'s'[: recipe.epochs > 1]}, batch {recipe.batch_size}, {recipe.optimizer}"
         if runtime.backend:
             processes += f" over {runtime.backend}"
+        scored = f"{start.test_images:,} {'held out' if recipe.validation else 'to test'}"
         rows = [
             ("recipe", recipe.name + (f" with {changed}" if changed else "")),
             ("model", f"{recipe.model}, {start.params:,} parameters"),
             ("training", f"{batch} lr {recipe.lr:g} {recipe.schedule}, seed {recipe.seed}"),
             ("device", f"{runtime.device_name} × {processes}, {threads} each, {runtime.precision}"),
             ("data", f"{start.dataset}: {start.dataset_reason}"),
-            (
-                "images",
-                f"{start.train_images:,} to train, {start.test_images:,} to test" + where_images_are(start),
-            ),
+            ("images", f"{start.train_images:,} to train, {scored}" + where_images_are(start)),
             ("run", str(start.folder)),
         ]
         if runtime.config:
@@ -185,6 +196,9 @@ class RunReport:
             rows.append(("resumed", start.resumed_from))
         if start.dry_run:
             rows.append(("dry run", "one step and one evaluation batch; the figures mean nothing"))
+        if start.found_nothing:
+            rows.append(("resumed", f"nothing: no unfinished run of {recipe.name} was found; it starts anew"))
+        self.scored = "held-out" if recipe.validation else "test"
         if self.banner:
             facts(self.console, rows)
         self.total_epochs = 1 if start.dry_run else recipe.epochs
@@ -221,11 +235,15 @@ class RunReport:
         )
 
     def on_epoch(self, stats: EpochStats) -> None:
-        self.console.print(
-            f"epoch {stats.epoch}/{self.total_epochs}  loss {stats.train_loss:.4f}  test loss {stats.test_loss:.4f}  "
-            f"accuracy {stats.accuracy:.2f} %  {stats.train_seconds:.2f} s  "
-            f"{stats.images / stats.train_seconds:,.0f} images/s"
+        figures = (
+            f"epoch {stats.epoch}/{self.total_epochs}",
+            f"loss {stats.train_loss:.4f}",
+            f"{self.scored} {stats.accuracy:.2f} %, loss {stats.test_loss:.4f}",
+            f"{stats.train_seconds:.2f} s",
+            f"{stats.images / stats.train_seconds:,.0f} img/s",
         )
+        for line in side_by_side(figures, self.console.width):
+            self.console.print(line)
         if stats.epoch == self.total_epochs:
             self.stop()  # nothing moves any more
 
@@ -245,7 +263,7 @@ class RunReport:
         others = [claim for claim in result.claims if not claim.name.startswith("parameters")]
         if result.claims and all(claim.met is None for claim in others):
             self.console.print(f"\n{why_not_compared(result)}", style="dim")
-        rows = [("accuracy", f"{result.accuracy:.2f} % ({result.correct:,} of {result.total:,})")]
+        rows = [("accuracy", f"{result.accuracy:.2f} % ({result.correct:,} of {result.total:,} {self.scored} images)")]
         if result.positive:
             found = result.positive
             rows.append(
@@ -255,9 +273,22 @@ class RunReport:
                 )
             )
         times = f"training {result.train_seconds:.2f} s, evaluation {result.eval_seconds:.2f} s"
-        rows.append(("time", f"{times}, all in all {result.total_seconds:.2f} s"))
+        # What trained before the interruption counts as training, but this process was not there.
+        whole = "this session alone" if result.resumed_from else "all in all"
+        rows.append(("time", f"{times}, {whole} {result.total_seconds:.2f} s"))
         self.console.print()
         facts(self.console, rows)
+
+
+def side_by_side(figures: Iterable[str], columns: int) -> list[str]:
+    """In one line, or where that is too long in several, broken between two figures only."""
+    lines: list[str] = []
+    for figure in figures:
+        if lines and len(lines[-1]) + 2 + len(figure) <= columns:
+            lines[-1] += f"  {figure}"
+        else:
+            lines.append(f"  {figure}" if lines else figure)
+    return lines
 
 
 def show_claims(console: Console, claims: Sequence[ClaimResult]) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from mnist_accel.again import line_to_go_on
 from mnist_accel.cli import Request, too_small_batch
 from mnist_accel.data.dataset import hold_out, load_dataset
 from mnist_accel.errors import Interrupted, OutOfMemory, PeerLost, TrainingFailed, UserError
@@ -24,6 +25,7 @@ from mnist_accel.runtime import (
     together,
 )
 from mnist_accel.stepping import Position
+from mnist_accel.trial import parameters_of
 
 
 @naming_lost_peers()
@@ -68,7 +70,7 @@ def run(request: Request, watcher: Watcher, started: float) -> tuple[RunResult, 
             watcher.on_problem(complaint)
         folder.write_json("recipe.json", {"recipe": asdict(recipe), "options": asdict(options)})
 
-    progress = Progress(position_of(resumed) if resumed else Position())
+    progress = Progress(position_of(resumed) if resumed else Position(), again=line_to_go_on(request.command))
     if resumed:
         progress.saved = (progress.position.epoch, progress.position.step)
     model = new_model(recipe, runtime)
@@ -89,7 +91,8 @@ def run(request: Request, watcher: Watcher, started: float) -> tuple[RunResult, 
         error.outlook = progress.outlook()
         progress.error = error
     except PeerLost as error:
-        hope = "resume=auto goes on from the last checkpoint" if progress.saved else "Nothing was saved"
+        hope = f"resume=auto goes on from the last checkpoint: {progress.again}"
+        hope = hope if progress.saved else "Nothing was saved"
         progress.error = PeerLost(f"{error}. {hope}", here_only=True)
     except TrainingFailed as error:
         progress.error = error
@@ -124,6 +127,7 @@ def check(request: Request) -> tuple[RunFolder, Resumption | None]:
     device = choose_device(options.device)
     choose_precision(options.precision, device)
     refuse_too_few_gpus(device, options.processes or 1)
+    parameters_of(recipe)
     try:
         out = Path(options.out).expanduser() if options.out else None
     except RuntimeError:

@@ -19,13 +19,13 @@ from benchmarks.children import run_python
 from benchmarks.stock_networks import STOCK_NETWORKS
 from benchmarks.turns import Comparison, Ratio
 from mnist_accel import __main__ as verbs
-from mnist_accel import commands
+from mnist_accel import commands, models
 from mnist_accel.commands import bench
 from mnist_accel.data.augment import draw_warps
 from mnist_accel.data.batches import prepare
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.errors import UserError
-from mnist_accel.models import MODELS, count_parameters
+from mnist_accel.models import build_model, count_parameters
 from mnist_accel.models.onepoch import SECOND_WIDTH
 from mnist_accel.outcome import Watcher
 from mnist_accel.recipe import Recipe
@@ -52,7 +52,7 @@ def with_equal_weights(name: str) -> tuple[nn.Module, nn.Module]:
     In double precision: in single, rounding turns a few ReLUs and maxima the other way.
     """
     torch.manual_seed(0)
-    ours, stock = MODELS[name](0.0), STOCK_NETWORKS[name]()
+    ours, stock = build_model(name, 0.0), STOCK_NETWORKS[name]()
     for module in stock.modules():
         if isinstance(module, nn.Dropout | nn.Dropout2d):
             module.p = 0.0
@@ -71,18 +71,18 @@ def tensors_of(model: nn.Module) -> list[Tensor]:
 
 
 def test_there_is_a_stock_network_for_every_model() -> None:
-    assert STOCK_NETWORKS.keys() == MODELS.keys()
+    assert sorted(STOCK_NETWORKS) == models.names()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", models.names())
 def test_stock_network_has_the_documented_number_of_parameters(name: str) -> None:
     first, second, linear = 5 * 9 + 5 + 10, SECOND_WIDTH * (5 * 9 + 1 + 2), SECOND_WIDTH * 25 * 10 + 10
     documented = DOCUMENTED | {"onepoch": first + second + linear}
     assert count_parameters(STOCK_NETWORKS[name]()) == documented[name]
-    assert count_parameters(MODELS[name](0.1)) == documented[name]
+    assert count_parameters(build_model(name, 0.1)) == documented[name]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", models.names())
 def test_our_order_of_layers_gives_the_documented_outputs_and_gradients(name: str) -> None:
     ours, stock = with_equal_weights(name)
     images = torch.randn(4, 1, 28, 28, dtype=torch.float64)

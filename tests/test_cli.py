@@ -416,9 +416,8 @@ def test_help_explains_every_key_with_type_and_default(run_launch: Callable[...,
 
 
 def test_without_words_the_recipes_are_listed(run_launch: Callable[..., Any]) -> None:
-    ended = run_launch(launcher=(sys.executable, "-X", "importtime"))
-    assert ended.returncode == 0
-    assert not re.search(r"\| +torch$", ended.stderr, re.MULTILINE)
+    ended = run_launch()
+    assert (ended.returncode, ended.stderr) == (0, "")
     rows = {line.split()[0]: line for line in ended.stdout.splitlines() if line.strip()}
     for name in recipes.names():
         recipe = recipes.load(name)

@@ -162,7 +162,7 @@ def test_the_table_shows_pass_fail_and_neither(capsys: pytest.CaptureFixture[str
     assert ["training seconds on a GPU", "≤ 5", "6.25", "-"] in rows
     assert ["test loss", "≤ 0.0186", "0.0601", "fail"] in rows
     assert ["accuracy % at epoch 8", "≥ 99.44", "-"] in rows
-    assert "accuracy  98.13 % (9,813 of 10,000)" in lines
+    assert "accuracy  98.13 % (9,813 of 10,000 test images)" in lines
     assert "time      training 6.25 s, evaluation 1.00 s, all in all 9.00 s" in lines
     assert not any("ot compared" in line for line in lines)
 
@@ -200,9 +200,35 @@ def test_an_epoch_is_one_line_with_its_figures(capsys: pytest.CaptureFixture[str
     shown = report.RunReport(report.make_console())
     shown.total_epochs = 20
     shown.on_epoch(an_epoch(3, 98.13))
-    assert capsys.readouterr().out == (
-        "epoch 3/20  loss 0.2000  test loss 0.1000  accuracy 98.13 %  3.00 s  20,000 images/s\n"
-    )
+    assert capsys.readouterr().out == ("epoch 3/20  loss 0.2000  test 98.13 %, loss 0.1000  3.00 s  20,000 img/s\n")
+
+
+@pytest.mark.parametrize(("columns", "lines"), [(80, 1), (60, 2), (40, 3)])
+def test_an_epoch_breaks_between_two_figures_only(capsys: pytest.CaptureFixture[str], columns: int, lines: int) -> None:
+    shown = report.RunReport(report.make_console(), banner=False)
+    shown.console.width = columns
+    shown.on_start(a_start(recipe=replace(recipes.load("is3"), validation=5_000, epochs=100), dry_run=False))
+    shown.on_epoch(replace(an_epoch(100, 98.13), train_seconds=22.78))
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == lines and max(map(len, said)) <= columns
+    figures = ["epoch 100/100", "loss 0.2000", "held-out 98.13 %, loss 0.1000", "22.78 s", "2,634 img/s"]
+    assert re.split(r" {2,}", "  ".join(line.strip() for line in said)) == figures
+
+
+def test_held_out_images_are_never_called_the_test_set(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = report.RunReport(report.make_console())
+    shown.on_start(a_start(recipe=replace(recipes.load("is3"), validation=5_000), changed=("validation",)))
+    shown.on_epoch(an_epoch(1, 98.13))
+    shown.on_end(a_result(correct=4_907, total=5_000))
+    said = capsys.readouterr().out
+    assert "images    55,000 to train, 5,000 held out, fed from host memory\n" in said
+    assert "held-out 98.13 %, loss 0.1000" in said and "(4,907 of 5,000 held-out images)" in said
+    assert "test" not in said.replace("a test", "")
+
+
+def test_a_session_that_goes_on_does_not_call_its_own_time_the_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = printed(capsys, a_result(total_seconds=2.0, resumed_from="runs/x/checkpoints/y.safetensors"))
+    assert "time      training 6.25 s, evaluation 1.00 s, this session alone 2.00 s" in lines
 
 
 def a_start(**changes: Any) -> Any:
@@ -221,6 +247,7 @@ def a_start(**changes: Any) -> Any:
         "dry_run": True,
         "changed": ("lr",),
         "resumed_from": None,
+        "found_nothing": False,
     }
     return SimpleNamespace(**{**whole, **changes})
 

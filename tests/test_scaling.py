@@ -19,7 +19,7 @@ from conftest import LAUNCHER_VARIABLES, ROOT
 import recipes
 from benchmarks import all_reduce, children, scaling
 from benchmarks.scaling import Point
-from mnist_accel import cli
+from mnist_accel import cli, report
 from mnist_accel.commands import scaling as verb
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.errors import TrainingFailed, UserError
@@ -91,8 +91,25 @@ def test_a_measurement_is_not_written_over(tmp_path: Path) -> None:
 
 def test_without_matplotlib_one_line_says_so_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(UserError, match="Type pip install matplotlib, or plot=false"):
-        verb.main(["processes=1,2"])
+    with pytest.raises(UserError, match=r"Type pip install -e '\.\[plot\]', or plot=false"):
+        verb.main(["processes=1,2", "plot=true"])
+
+
+def test_without_matplotlib_the_figures_come_all_the_same(
+    clean_environment: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setenv("XDG_CACHE_HOME", clean_environment["XDG_CACHE_HOME"])
+    monkeypatch.setattr(scaling, "launched", made_up({(1, 64): [100.0], (2, 64): [150.0]}, []))
+    monkeypatch.setattr(scaling, "shares_of", lambda *job: [0.1])
+    words = "processes=1,2 mode=strong repeats=1 device=cpu recipe=is3 dataset=synthetic"
+    assert verb.main([*words.split(), f"out={tmp_path / 'new'}"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("plot ")]
+    assert line.startswith("plot      left out; matplotlib cannot be imported") and line.endswith("'.[plot]'")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["scaling.json"]
 
 
 def test_it_is_not_for_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,10 +189,24 @@ def test_more_processes_than_cores_are_said_and_marked(
     words = "processes=1,2,4 mode=strong repeats=1 threads=2 device=cpu plot=false recipe=is3 dataset=synthetic"
     assert verb.main([*words.split(), f"out={tmp_path / 'new'}"]) == 0
     shown = capsys.readouterr().out
-    assert "2, 4 processes of 2 threads each outnumber the 3 cores here" in shown
+    assert "2, 4 processes of 2 threads each outnumber the 3 cores here (*)" in shown
     assert "weak" not in shown
     points = json.loads((tmp_path / "new" / "scaling.json").read_text())["points"]
     assert [point["crowded"] for point in points] == [False, True, True]
+
+
+@pytest.mark.parametrize("columns", [140, 80, 60, 40])
+def test_the_table_fits_into_a_terminal(columns: int, capsys: pytest.CaptureFixture[str]) -> None:
+    console = report.make_console()
+    console.width = columns
+    most = Point("strong", 16, 64, True, 1, [369_600.0, 403_200.0], [12.3, 12.4], [98.0, 98.1], [-0.02, 0.1])
+    verb.show(console, [Point("strong", 1, 64, False, 1, [21_000.0], [1.0], [98.0], [0.0]), most])
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert max(map(len, lines)) <= columns
+    if columns >= 80:  # a row a point
+        (row,) = [line.split() for line in lines if line.startswith("strong 16*")]
+        assert row[-6:] == ["12.35", "77", "%", "4", "%", "98.05"]
+        assert ("369,600 – 403,200" in "".join(lines)) == (columns == 140)
 
 
 # Real jobs
@@ -228,7 +259,7 @@ def test_real_jobs_leave_whole_and_finite_figures(
 
 def test_real_jobs_are_shown_in_a_table(measured: tuple["subprocess.CompletedProcess[str]", Path]) -> None:
     done, folder = measured
-    for expected in ("speed-up", "efficiency", "all-reduce", "accuracy %", "ideal:", str(folder), "1 epoch"):
+    for expected in ("speed-up", "efficiency", "all-reduce", "accuracy %", "(the ideal)", str(folder), "1 epoch"):
         assert expected in done.stdout
 
 

@@ -62,7 +62,10 @@ def main(argv: list[str]) -> int:
     from mnist_accel import machine
     from mnist_accel.data.dataset import load_dataset
     from mnist_accel.runtime import start_runtime
+    from mnist_accel.trial import parameters_of
 
+    for recipe in chosen:
+        parameters_of(recipe)  # one that cannot be built ends it before minutes of measuring, not after them
     runtime = start_runtime("fp32", options.device, options.threads)
     data = load_dataset(options.dataset, options.data_dir)
     described = machine.describe_machine(runtime.device_name, runtime.threads)

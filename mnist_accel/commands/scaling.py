@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # a typing mistake must not wait for torch
 SCHEMA = 1
 FIGURES, PICTURE = "scaling.json", "scaling.png"
 MOST_PROCESSES = 1024
+WIDE_ONLY = ("threads each", "min – max", "ideal")
 EXAMPLE = "For example processes=1,2,4"
 
 
@@ -76,13 +77,9 @@ def main(argv: list[str]) -> int:
     modes = ("strong", "weak") if own.mode == "both" else (own.mode,)
     check_batches(recipe, modes, counts[-1])
     folder = check_folder(own.out, recipe.name)
-    if own.plot:
-        try:
-            importlib.import_module("matplotlib.figure")
-        except ImportError as error:
-            raise UserError(
-                f"plot=true: matplotlib cannot be imported ({error}). Type pip install matplotlib, or plot=false"
-            ) from None
+    no_plot = why_no_plot() if own.plot else ""
+    if no_plot and "plot" in words:
+        raise UserError(f"plot=true: {no_plot}, or plot=false")
 
     import torch
 
@@ -113,6 +110,8 @@ def main(argv: list[str]) -> int:
         ("data", f"{data.name}: {data.reason}"),
         ("figures", str(folder)),
     ]
+    if no_plot:
+        rows.append(("plot", f"left out; {no_plot}"))
     if crowded:
         rows.append(("crowded", too_many(crowded, own.threads, cores)))
     report.facts(console, rows)
@@ -128,8 +127,17 @@ def main(argv: list[str]) -> int:
     content |= {"epochs": recipe.epochs, "machine": described}
     content |= {"points": [scaling.figures(point, points) for point in points]}
     title = f"{recipe.name}, {epochs_of(recipe)} on {data.name}"
-    write(folder, content, partial(draw, points, title, machine_line) if own.plot else None)
+    write(folder, content, partial(draw, points, title, machine_line) if own.plot and not no_plot else None)
     return 0
+
+
+def why_no_plot() -> str:
+    """A picture is no reason to refuse the figures, unless it was asked for."""
+    try:
+        importlib.import_module("matplotlib.figure")
+    except ImportError as error:
+        return f"matplotlib cannot be imported ({error}). Type pip install -e '.[plot]'"
+    return ""
 
 
 def read_counts(typed: str) -> list[int]:
@@ -192,34 +200,39 @@ def too_many(crowded: Sequence[int], threads: int, cores: int) -> str:
     each = "1 thread" if threads <= 1 else f"{threads} threads"
     have = "1 core" if cores == 1 else f"{cores} cores"
     numbers = ", ".join(map(str, crowded))
-    return f"{numbers} processes of {each} each outnumber the {have} here: they take turns, which is no scaling"
+    return f"{numbers} processes of {each} each outnumber the {have} here (*): they take turns, which is no scaling"
 
 
 def show(console: Any, points: Sequence["Point"]) -> None:
+    wide, narrow = table_of(points, wide=True), table_of(points, wide=False)
+    console.print()
+    report.show_table(console, wide if report.fits(console, wide) else narrow)
+
+
+def table_of(points: Sequence["Point"], wide: bool) -> Any:
+    """Not wide, it fits 80 columns: what can be worked out from the rest, or stands above, is left to the JSON file."""
     from benchmarks.scaling import ideal
 
-    headers = ("processes", "threads each", "batch", "images/s", "min – max", "ideal", "speed-up", "efficiency")
-    table = report.simple_table("scaling", *headers, "all-reduce", "accuracy %", "")
-    mode = ""
+    rows: list[dict[str, str]] = []
     for point in points:
         speeds = point.images_per_second
-        table.add_row(
-            "" if point.mode == mode else point.mode,
-            str(point.processes),
-            str(point.threads),
-            f"{point.batch_size:,}",
-            f"{point.speed:,.0f}",
-            f"{min(speeds):,.0f} – {max(speeds):,.0f}",
-            f"{ideal(point, points):,.0f}",
-            f"{point.speedup:.2f}",
-            f"{100 * point.efficiency:.0f} %",
-            f"{100 * point.all_reduce_share:.0f} %",
-            f"{point.accuracy:.2f}",
-            "crowded" if point.crowded else "",
-        )
-        mode = point.mode
-    console.print()
-    report.show_table(console, table)
+        row = {
+            "processes": f"{point.mode} {point.processes}{'*' if point.crowded else ''}",
+            "threads each": str(point.threads),
+            "batch": f"{point.batch_size:,}",
+            "images/s": f"{point.speed:,.0f}",
+            "min – max": f"{min(speeds):,.0f} – {max(speeds):,.0f}",
+            "ideal": f"{ideal(point, points):,.0f}",
+            "speed-up": f"{point.speedup:.2f}",
+            "efficiency": f"{100 * point.efficiency:.0f} %",
+            "all-reduce": f"{100 * point.all_reduce_share:.0f} %",
+            "accuracy %": f"{point.accuracy:.2f}",
+        }
+        rows.append({name: cell for name, cell in row.items() if wide or name not in WIDE_ONLY})
+    table = report.simple_table(*rows[0])
+    for row in rows:
+        table.add_row(*row.values())
+    return table
 
 
 def notes(recipe: Recipe, modes: Sequence[str], dataset: str, steps: int) -> list[str]:
@@ -229,8 +242,8 @@ def notes(recipe: Recipe, modes: Sequence[str], dataset: str, steps: int) -> lis
         learned += "; weak scaling takes fewer and larger steps at the same learning rate, and so learns less"
     return [
         "",
-        "ideal: N processes N times as fast as one, each with cores or a GPU of its own and nothing to tell the others",
-        f"all-reduce: share of a step that waits for gradients, measured on {steps} steps; negative is noise",
+        "efficiency: speed-up by processes; 100 % would be N processes N times as fast as one (the ideal)",
+        f"all-reduce: share of a step that exchanging gradients adds, measured on {steps} steps; negative is noise",
         learned,
     ]
 

@@ -1,26 +1,25 @@
-"""The networks, one a file, each a function of its dropout probability alone. A new one is a file and a line here."""
+"""The networks, one a file: a function of its dropout probability alone, called like its file. A new file is a new one.
 
-from collections.abc import Callable
+Each is imported when it is built, so that a file that fails takes no other network down.
+"""
 
-from torch import nn
+from __future__ import annotations
 
-from mnist_accel.models.compact13k import compact13k
-from mnist_accel.models.efficient25k import efficient25k
-from mnist_accel.models.is3 import is3
-from mnist_accel.models.onepoch import onepoch
-from mnist_accel.models.sub20k import sub20k
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-MODELS: dict[str, Callable[[float], nn.Module]] = {
-    "onepoch": onepoch,
-    "efficient25k": efficient25k,
-    "sub20k": sub20k,
-    "compact13k": compact13k,
-    "is3": is3,
-}
+if TYPE_CHECKING:  # names are looked up without torch
+    from torch import nn
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
 
 
 def build_model(name: str, dropout: float) -> nn.Module:
-    return MODELS[name](dropout)
+    model: nn.Module = getattr(importlib.import_module(f"mnist_accel.models.{name}"), name)(dropout)
+    return model
 
 
 def count_parameters(model: nn.Module) -> int:
