@@ -209,6 +209,42 @@ def test_the_table_fits_into_a_terminal(columns: int, capsys: pytest.CaptureFixt
         assert ("369,600 – 403,200" in "".join(lines)) == (columns == 140)
 
 
+@pytest.mark.parametrize(
+    ("typed", "batch_sizes", "epochs"),
+    [((), [64, 64, 128], 1), (("epochs=3", "batch_size=100"), [100, 100, 200], 3)],
+    ids=["as the recipe says", "as typed"],
+)
+def test_every_job_gets_each_key_once(
+    typed: tuple[str, ...],
+    batch_sizes: list[int],
+    epochs: int,
+    clean_environment: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Both kinds of job, as the keys that they would read; a key that comes twice is refused there."""
+    monkeypatch.setenv("XDG_CACHE_HOME", clean_environment["XDG_CACHE_HOME"])
+    jobs: list[cli.Request] = []
+
+    def printed(what: str, *argv: str) -> str:
+        words = list(argv[1:]) if argv[0].endswith("launch.py") else list(argv[3:])
+        request = cli.parse(words, recipes.names(), recipes.load)
+        jobs.append(request)
+        result = {"threads": 1, "images_per_second": 100.0, "accuracy": 98.0}
+        if request.options.out:
+            Path(request.options.out, "result.json").write_text(json.dumps(result))
+        return json.dumps({"shares": [0.1]})
+
+    monkeypatch.setattr(scaling, "run_python", printed)
+    words = ("processes=1,2", "repeats=1", "plot=false", "device=cpu", "dataset=synthetic", "seed=7", *typed)
+    assert verb.main([*words, f"out={tmp_path / 'new'}"]) == 0
+    told = [(job.options.processes, job.recipe.batch_size, job.recipe.epochs, job.recipe.seed) for job in jobs]
+    alone, strong, weak = batch_sizes
+    launched = [(1, alone, epochs, 7), (2, strong, epochs, 7), (2, weak, epochs, 7)]
+    assert told == [*launched, *launched[1:]]  # then what all-reduce costs those of several processes
+    assert {job.options.threads for job in jobs} == {1} and {job.options.dataset for job in jobs} == {"synthetic"}
+
+
 # Real jobs
 
 
@@ -272,24 +308,27 @@ def test_the_share_is_measured_against_gradients_that_stay_where_they_are(
             """
             import json, sys, torch
             from benchmarks.all_reduce import gradients_left_alone
-            from mnist_accel import cli, fit
+            from mnist_accel import cli, engine
+            from mnist_accel.exchange import Patience
             from mnist_accel.job import spawn
-            from mnist_accel.runtime import has_to_spawn, leave, start_runtime
+            from mnist_accel.runtime import has_to_spawn, leave, prepare, start_runtime
 
-            def gradient(runtime):
+            def step(runtime):
                 model = torch.nn.Linear(2, 1)
-                prepared, _ = fit.prepare(runtime, model, torch.optim.SGD(model.parameters(), lr=0.1))
-                prepared(torch.full((1, 2), float(runtime.rank))).sum().backward()
-                return model.weight.grad[0, 0].item()
+                prepared, _ = prepare(runtime, model, torch.optim.SGD(model.parameters(), lr=0.1))
+                exchange = engine.Exchange(prepared, Patience())
+                exchange.tell(torch.tensor(10.0 ** runtime.rank), 0)
+                prepared(torch.full((1, 2), 1.0 + runtime.rank)).sum().backward()
+                return [model.weight.grad[0, 0].item(), exchange.heard()[0]]
 
             def main():
                 if has_to_spawn(2):
                     return spawn(2, __file__, [])
                 runtime = start_runtime("fp32", "cpu", 1)
                 with gradients_left_alone():
-                    apart = gradient(runtime)
+                    apart = step(runtime)
                 # In one piece: the ranks write side by side.
-                sys.stdout.write(json.dumps([runtime.rank, apart, gradient(runtime)]) + "\\n")
+                sys.stdout.write(json.dumps([runtime.rank, apart, step(runtime)]) + "\\n")
                 leave()
                 return 0
 
@@ -305,7 +344,10 @@ def test_the_share_is_measured_against_gradients_that_stay_where_they_are(
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert sorted(json.loads(line) for line in done.stdout.splitlines()) == [[0, 0.0, 0.5], [1, 1.0, 0.5]]
+    assert sorted(json.loads(line) for line in done.stdout.splitlines()) == [
+        [0, [1.0, 11.0], [3.0, 11.0]],
+        [1, [2.0, 11.0], [3.0, 11.0]],
+    ]
 
 
 def test_all_reduce_is_measured_on_as_many_steps_as_fit_in_memory(tiny: Dataset) -> None:
