@@ -167,6 +167,14 @@ def test_epoch_gives_the_stock_script_its_faster_number_of_workers(runtime: Runt
     assert list(comparison.sides)[1] in ("stock script, 0 workers", "stock script, 2 workers")
 
 
+@pytest.mark.parametrize(("cores", "tried"), [(1, [0, 2]), (2, [0, 2]), (6, [0, 2, 4]), (16, [0, 2, 4, 8, 16])])
+def test_the_stock_script_may_have_a_worker_a_core(
+    cores: int, tried: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "usable_cores", lambda: cores)
+    assert compare.workers_on_trial(compare.EPOCH_WORKERS) == tried
+
+
 @pytest.mark.parametrize("name", ["is3", "onepoch"])
 def test_a_whole_epoch_has_an_accuracy_on_both_sides_and_a_part_of_one_has_none(
     name: str, runtime: Runtime, data: Dataset
