@@ -160,6 +160,7 @@ def fit(
         dry_run=options.dry_run,
         changed=changed,
         resumed_from=str(resumed.checkpoint.path) if resumed else None,
+        found_nothing=bool(options.resume) and resumed is None,
     )
     with watch_for_signals(launcher) as stop, naming_lost_peers(lambda: stop.signal_number):
         # Whoever reads the banner may press Ctrl-C at once.

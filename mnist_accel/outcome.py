@@ -43,6 +43,7 @@ class Start:
     dry_run: bool
     changed: tuple[str, ...]
     resumed_from: str | None
+    found_nothing: bool  # resume=auto, and no unfinished run
 
 
 @dataclass
