@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mnist_accel.profiling.compare import Comparison
+from mnist_accel.profiling.steady import LONGEST
 from mnist_accel.profiling.summary import ConvolutionRow, Cost, Summary
 from mnist_accel.report import show_table, simple_table
 
@@ -18,11 +19,13 @@ def show_profile(console: Any, summary: Summary, no_roofline: str = "") -> None:
     """``no_roofline`` says why there is none."""
     console.print()
     say(console, summary.verdict.sentence, style="bold")
-    say(console, ", ".join(f"{part.name} {part.percent}%" for part in summary.verdict.parts if part.percent))
+    if summary.verdict.parts:
+        say(console, ", ".join(f"{part.name} {part.percent}%" for part in summary.verdict.parts if part.percent))
     for line in what_is_shown(summary):
         say(console, line)
-    show_phases(console, summary)
-    show_convolutions(console, summary, no_roofline)
+    if not summary.without_kernels:
+        show_phases(console, summary)
+        show_convolutions(console, summary, no_roofline)
     if summary.cost:
         show_cost(console, summary.cost)
     if summary.folder:  # of a run that has just written it
@@ -34,7 +37,7 @@ def say(console: Any, text: str, style: str = "dim") -> None:
 
 
 def what_is_shown(summary: Summary) -> list[str]:
-    lines = []
+    lines = [how_it_was_reckoned(summary)]
     if any(part.percent for part in summary.verdict.other_layers):
         largest = ", ".join(f"{part.name} {part.percent}%" for part in summary.verdict.other_layers[:5] if part.percent)
         lines.append(f"Of the step, other layers: {largest}")
@@ -51,11 +54,20 @@ def what_is_shown(summary: Summary) -> list[str]:
     return lines
 
 
+def how_it_was_reckoned(summary: Summary) -> str:
+    text = f"Of {summary.steps} traced steps {summary.set_aside} were set aside, longer than {LONGEST} times the median"
+    if summary.scale is None:
+        return f"{text}; not scaled, for the trace does not tell how long a step is without the profiler."
+    if summary.on_gpu and summary.scale == 1:
+        return f"{text}; launch overhead is what a step without the profiler leaves beside the kernels."
+    return f"{text}; times are scaled by {summary.scale:.2f} to a step without the profiler."
+
+
 def show_phases(console: Any, summary: Summary) -> None:
     table = simple_table("phase", "ms", "%", "")
     for phase in summary.phases:
         table.add_row(phase.name, number(phase.ms), f"{phase.share:.1f}", "▇" * round(phase.share * BAR / 100))
-    table.add_row("the step", number(summary.step_ms), "100.0", f"mean of {summary.steps}")
+    table.add_row("the step", number(summary.step_ms), "100.0", "")
     console.print()
     show_table(console, right(table, 1, 2))
 
@@ -121,7 +133,7 @@ def show_cost(console: Any, cost: Cost) -> None:
         console,
         f"Profiling: a step took {cost.profiled_ms:.2f} ms with it and {cost.plain_ms:.2f} ms without "
         f"({cost.factor:.2f} times; medians of {len(cost.profiled)} and "
-        f"{len(cost.plain_before) + len(cost.plain_after)} steps, before and after), "
+        f"{len(cost.plain_before) + len(cost.plain_after)} steps, before and after, but for those set aside), "
         f"and reading it out took {cost.seconds:.2f} s, which no training time counts.",
         style="",
     )
@@ -151,6 +163,7 @@ def show_comparison(console: Any, comparison: Comparison, other: str) -> None:
     for change in (comparison.step, *comparison.phases, *comparison.layers[:MOST_ROWS]):
         table.add_row(change.name, number(change.ms), number(change.against_ms), number(change.factor), change.word)
     show_table(console, right(table, 1, 2, 3))
+    say(console, "Same: within a twentieth, or closer than the middle half of each trace's steps lie apart.")
     say_what_is_left_out(console, len(comparison.layers), "layers")
     for where, names in (("this trace", comparison.only_here), ("the other", comparison.only_there)):
         if names:

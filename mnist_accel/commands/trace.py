@@ -13,7 +13,7 @@ from mnist_accel.errors import UserError, printable
 from mnist_accel.recipe import CONFIG, keys_of, option
 
 if TYPE_CHECKING:  # a typing mistake must not wait for torch
-    from mnist_accel.profiling.summary import Summary
+    from mnist_accel.profiling.summary import RankTimes, Summary
 
 USAGE = "python -m mnist_accel trace PATH against=OTHER"
 
@@ -90,9 +90,16 @@ def summary_of(trace: Path) -> "tuple[Summary, str]":
     facts: dict[str, Any] = {"trace": trace.name, "rank": read.rank, "world_size": read.world_size}
     if beside:
         copied = ("recipe", "batch_size", "precision", "machine", "world_size", "ranks", "usually_eager")
-        facts |= {name: getattr(beside, name) for name in copied}
+        facts |= {name: getattr(beside, name) for name in (*copied, "without_kernels")}
         facts["cost"] = beside.cost if beside.trace == trace.name else None
-    return summarise(analyse(read), beside.roofline if beside else None, **facts), why_not
+    plain = plain_steps(trace, read.rank, beside) if beside else None
+    return summarise(analyse(read), beside.roofline if beside else None, plain, **facts), why_not
+
+
+def plain_steps(trace: Path, rank: int | None, beside: "Summary") -> "RankTimes | None":
+    """Those of the trace's own process; a trace that the folder's run did not leave has none."""
+    rank = 0 if trace.name == beside.trace else rank
+    return next((times for times in beside.ranks or [] if times.rank == rank), None)
 
 
 def how_to_open(trace: Path) -> list[tuple[str, str]]:

@@ -26,7 +26,9 @@ from mnist_accel.machine import describe_machine
 from mnist_accel.phase import NOTHING
 from mnist_accel.profiling.folder import make_folder, trace_name, write_summary
 from mnist_accel.profiling.layers import analyse
-from mnist_accel.profiling.roofline import Roofline, measure_roofline
+from mnist_accel.profiling.owners import SAVING
+from mnist_accel.profiling.roofline import Roofline, roofline_that_fits
+from mnist_accel.profiling.steady import kept_of, middle_half
 from mnist_accel.profiling.summary import Cost, RankTimes, Summary, summarise
 from mnist_accel.profiling.trace_file import LAYER, MODULE, PHASE, trace_in
 from mnist_accel.results import write_whole
@@ -34,7 +36,7 @@ from mnist_accel.runtime import Runtime
 from mnist_accel.stepping import Position, StepInfo
 
 # Steps that settle, are timed plainly, warm the profiler up, are traced, settle again, are timed plainly again.
-PLANNED = {"settle": 5, "before": 10, "warm up": 3, "trace": 8, "settle again": 2, "after": 10}
+PLANNED = {"settle": 5, "before": 20, "warm up": 3, "trace": 24, "settle again": 2, "after": 20}
 assert len(PLANNED) + 1 == FEWEST_PROFILED  # one step each; the first of an epoch is not timed
 
 
@@ -73,6 +75,7 @@ class Profile:
         self.ranks: list[RankTimes] = []
         self.roofline: Roofline | None = None
         self.started = 0.0
+        self.saved = 0.0  # seconds since then in which a checkpoint was written
 
     def after(self, on_step: Callable[[StepInfo], None], position: Position) -> Callable[[StepInfo], None]:
         """``on_step``, and then ours, whose time is not that of training."""
@@ -86,7 +89,16 @@ class Profile:
         return both
 
     def phase(self, name: str) -> AbstractContextManager[object]:
-        return record_function(PHASE + name) if self.tracing else NOTHING
+        mark = record_function(PHASE + name) if self.tracing else NOTHING
+        return self.saving(mark) if self.active and name == SAVING.phase else mark
+
+    @contextmanager
+    def saving(self, mark: AbstractContextManager[object]) -> Iterator[None]:
+        """No step's length has what writes a checkpoint: few steps do."""
+        began = synchronised_clock(self.runtime.device)
+        with mark:
+            yield
+        self.saved += synchronised_clock(self.runtime.device) - began
 
     def __enter__(self) -> "Profile":
         return self
@@ -115,7 +127,7 @@ class Profile:
         else:
             what = self.planned.pop(0)
             if what in self.times:
-                self.times[what].append(now - self.started)
+                self.times[what].append(now - self.started - self.saved)
             if self.tracing:
                 self.tracing_step()
             following = self.planned[0] if self.planned else ""
@@ -127,7 +139,7 @@ class Profile:
             if not following:
                 self.active = False
                 self.share()
-        self.started = synchronised_clock(self.runtime.device)
+        self.started, self.saved = synchronised_clock(self.runtime.device), 0.0
         self.seconds += self.started - now
 
     def begin_tracing(self) -> None:
@@ -159,7 +171,9 @@ class Profile:
         """Every rank writes its trace into the folder that rank 0 has made; rank 0 learns of all times."""
         accelerator = self.runtime.accelerator
         # Now, and on all ranks: under the conditions that the traced steps had.
-        self.roofline = measure_roofline(self.runtime.device, self.runtime.precision)
+        self.roofline, why = roofline_that_fits(self.runtime.device, self.runtime.precision)
+        if why and accelerator.is_main_process:
+            self.on_problem(f"profile=true: {why}")
         said: list[Any] = [None, None, ""]
         if accelerator.is_main_process:
             said = make_folder(self.recipe)
@@ -177,10 +191,11 @@ class Profile:
                 write_whole(self.folder / self.trace, gzip.compress(self.content, 6))
             except OSError as error:
                 problem = f"the trace in {folder} could not be written: {error.strerror}"
-        plain = self.times["before"] + self.times["after"]
-        mine = [median(self.times["trace"]), median(plain), float(bool(problem))]
+        plain = kept_of(self.times["before"] + self.times["after"])
+        milliseconds = [1000 * median(kept_of(self.times["trace"])), 1000 * median(plain), 1000 * middle_half(plain)]
+        mine = [*milliseconds, float(bool(problem))]
         table = accelerator.gather(torch.tensor([mine], dtype=torch.float64, device=accelerator.device)).tolist()
-        self.ranks = [RankTimes(rank, 1000 * traced, 1000 * bare) for rank, (traced, bare, _) in enumerate(table)]
+        self.ranks = [RankTimes(rank, *times) for rank, (*times, _) in enumerate(table)]
         unwritten = [str(rank) for rank, (*_, failed) in enumerate(table) if failed]
         if problem and accelerator.is_main_process:
             self.on_problem(problem)
@@ -207,12 +222,14 @@ class Profile:
         summary = summarise(
             analysis,
             self.roofline,
+            mine,
             recipe=self.recipe,
             world_size=self.runtime.world_size,
             precision=self.runtime.precision,
             trace=self.trace if self.folder else "",
             folder=str(self.folder or ""),
             usually_eager=self.usually_eager,
+            without_kernels=self.runtime.device.type == "cuda" and not analysis.on_gpu,
             cost=cost,
             ranks=self.ranks,
             batch_size=self.batch_size,

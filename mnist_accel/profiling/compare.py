@@ -1,4 +1,4 @@
-"""Two profiles, convolution by convolution: which got faster, which slower."""
+"""Two profiles, convolution by convolution: which got faster or slower, by more than steps differ among themselves."""
 
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ class Change:
     shape: str
     ms: float
     against_ms: float
+    spread_ms: float = 0.0  # of the steps: the mean of both traces'
 
     @property
     def factor(self) -> float | None:
@@ -22,6 +23,8 @@ class Change:
     def word(self) -> str:
         if self.factor is None:
             return ""
+        if abs(self.ms - self.against_ms) <= self.spread_ms:
+            return "same"
         return "slower" if self.factor > SAME else "faster" if self.factor < 1 / SAME else "same"
 
 
@@ -40,12 +43,16 @@ def compare(summary: Summary, against: Summary) -> Comparison:
     for key, row in here.items():
         if key in there:
             other = there[key]
-            layers.append(Change(f"{row.name} forward", row.shape, row.forward_ms, other.forward_ms))
-            layers.append(Change(f"{row.name} backward", row.shape, row.backward_ms, other.backward_ms))
-    before = {phase.name: phase.ms for phase in against.phases}
+            forward = (row.forward_spread_ms + other.forward_spread_ms) / 2
+            layers.append(Change(f"{row.name} forward", row.shape, row.forward_ms, other.forward_ms, forward))
+            backward = (row.backward_spread_ms + other.backward_spread_ms) / 2
+            layers.append(Change(f"{row.name} backward", row.shape, row.backward_ms, other.backward_ms, backward))
+    before = {phase.name: phase for phase in against.phases}
+    phases = [(phase, before[phase.name]) for phase in summary.phases if phase.name in before]
+    whole = (summary.step_spread_ms + against.step_spread_ms) / 2
     return Comparison(
-        Change("the step", "", summary.step_ms, against.step_ms),
-        [Change(phase.name, "", phase.ms, before[phase.name]) for phase in summary.phases if phase.name in before],
+        Change("the step", "", summary.step_ms, against.step_ms, whole),
+        [Change(here.name, "", here.ms, there.ms, (here.spread_ms + there.spread_ms) / 2) for here, there in phases],
         layers,
         [" ".join(key) for key in here if key not in there],
         [" ".join(key) for key in there if key not in here],

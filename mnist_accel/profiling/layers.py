@@ -1,19 +1,21 @@
-"""A trace → time by phase, by part of the network, and a row for every convolution. Means over the traced steps."""
+"""A trace → time by phase, by part of the network, and a row for every convolution; step by step, and their sums."""
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from mnist_accel.errors import UserError
 from mnist_accel.phase import PHASES
 from mnist_accel.profiling.flops import Shape, gradients_asked, shape_of
-from mnist_accel.profiling.owners import BETWEEN, SAVING, Owner, Owners
+from mnist_accel.profiling.owners import BETWEEN, REDUCING, SAVING, Owner, Owners
 from mnist_accel.profiling.timeline import Step, steps_of
 from mnist_accel.profiling.trace_file import ON_DEVICE, PHASE, Event, Trace
 
 IDLE = "launch overhead"
-Launches = dict[tuple[str, int], Owner]
+IDLING = Owner(IDLE, "overhead")
+Launches = dict[tuple[str, int], tuple[int, Owner]]  # the step that launched it, and for whom
+Piece = tuple[Owner, float]
 Stretch = tuple[Owner, float, float]  # from, to
 
 
@@ -25,11 +27,24 @@ class ConvolutionTimes:
     shape: Shape | None = None
     forward_us: float = 0.0
     backward_us: float = 0.0
-    forward_flop: int = 0
-    weight_flop: int = 0
-    input_flop: int = 0
-    bytes: int = 0
+    forward_flop: float = 0
+    weight_flop: float = 0
+    input_flop: float = 0
+    bytes: float = 0
     calls: int = 0
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """One step in microseconds: all its moments, in their order; and whole kernels, also where others hide them."""
+
+    pieces: list[Piece]
+    kernels: list[Piece] = field(default_factory=list)
+
+    @property
+    def length(self) -> float:
+        """Without what writes checkpoints: few steps do."""
+        return sum(us for owner, us in self.pieces if owner != SAVING)
 
 
 @dataclass
@@ -43,6 +58,7 @@ class Analysis:
     parts: dict[Owner, float]
     convolutions: list[ConvolutionTimes] = field(default_factory=list)
     eager: bool = True
+    each: list[StepTimes] = field(default_factory=list)
 
 
 def analyse(trace: Trace) -> Analysis:
@@ -54,31 +70,53 @@ def analyse(trace: Trace) -> Analysis:
     owners = [Owners(step) for step in steps]
     by_module: dict[str, list[int]] = defaultdict(list)
     rows = [rows_for(found.convolutions, by_module, of_step) for of_step in owners]
-    pieces: list[tuple[Owner, float]] = []
     if found.on_gpu:
-        # The CPU may be steps ahead of the device, so a kernel's launch is looked for in all of them.
-        launches: Launches = {}
-        for of_step, rows_of_step in zip(owners, rows, strict=True):
-            for key, owner in of_step.launches():
-                launches[key] = over_all_steps(owner, rows_of_step)
-        kernels = [(owner_of(event, launches), event) for event in trace.events if event.category in ON_DEVICE]
-        for owner, kernel in kernels:
-            add_to_row(found.convolutions, owner, kernel.duration)
-        stretches = exposed(sorted(kernels, key=lambda pair: pair[1].start))
-        ends = [end for _, _, end in stretches]
-        for step in steps:
-            pieces += device_pieces(step, stretches, bisect_right(ends, step.start))
+        found.each = on_device(trace, steps, owners, rows)
     else:
         for of_step, rows_of_step in zip(owners, rows, strict=True):
-            pieces += [(over_all_steps(owner, rows_of_step), duration) for owner, duration in of_step.pieces()]
-        for owner, duration in pieces:
-            add_to_row(found.convolutions, owner, duration)
+            pieces = [(over_all_steps(owner, rows_of_step), us) for owner, us in of_step.pieces()]
+            found.each.append(StepTimes(pieces))
     phases: dict[str, float] = defaultdict(float)
-    for owner, duration in pieces:
-        found.parts[owner] = found.parts.get(owner, 0.0) + duration
-        phases[owner.phase if owner.phase in (*PHASES, IDLE) else BETWEEN] += duration
-    found.phases = {name: phases[name] for name in (*PHASES, IDLE, BETWEEN) if phases.get(name)}
+    for step in found.each:
+        for owner, us in step.kernels if found.on_gpu else step.pieces:
+            add_to_row(found.convolutions, owner, us)
+        for owner, us in step.pieces:
+            found.parts[owner] = found.parts.get(owner, 0.0) + us
+            phases[phase_of(owner)] += us
+    found.phases = in_order(phases)
     return found
+
+
+def on_device(trace: Trace, steps: list[Step], owners: list[Owners], rows: list[list[int]]) -> list[StepTimes]:
+    # The CPU may be steps ahead of the device, so a kernel's launch is looked for in all of them: a row has the kernels
+    # that its step launched, whenever they ran.
+    launches: Launches = {}
+    for number, (of_step, rows_of_step) in enumerate(zip(owners, rows, strict=True)):
+        for key, owner in of_step.launches():
+            launches[key] = number, over_all_steps(owner, rows_of_step)
+    launched: list[list[Piece]] = [[] for _ in steps]
+    kernels = []
+    for event in sorted(
+        (event for event in trace.events if event.category in ON_DEVICE), key=lambda event: event.start
+    ):
+        by_step, owner = launch_of(event, launches)
+        kernels.append((owner, event))
+        if by_step is not None:
+            launched[by_step].append((owner, event.duration))
+    stretches = exposed(kernels)
+    ends = [end for _, _, end in stretches]
+    return [
+        StepTimes(list(device_pieces(step, stretches, bisect_right(ends, step.start))), launched[number])
+        for number, step in enumerate(steps)
+    ]
+
+
+def phase_of(owner: Owner) -> str:
+    return owner.phase if owner.phase in (*PHASES, IDLE) else BETWEEN
+
+
+def in_order(phases: Mapping[str, float]) -> dict[str, float]:
+    return {name: phases[name] for name in (*PHASES, IDLE, BETWEEN) if phases.get(name)}
 
 
 def over_all_steps(owner: Owner, rows: list[int]) -> Owner:
@@ -93,15 +131,15 @@ def add_to_row(convolutions: list[ConvolutionTimes], owner: Owner, duration: flo
         convolutions[int(owner.detail)].backward_us += duration
 
 
-def owner_of(kernel: Event, launches: Launches) -> Owner:
-    """Through the call that launched it."""
+def launch_of(kernel: Event, launches: Launches) -> tuple[int | None, Owner]:
+    """The step that launched it, None where no call of one did; and for whom."""
     if "nccl" in kernel.name.lower():
-        return Owner("all-reduce", "all-reduce")
+        return None, REDUCING
     for key in ("correlation", "External id"):
         number = kernel.number(key) or kernel.number(key.lower())
         if number is not None and (key, number) in launches:
             return launches[key, number]
-    return Owner(BETWEEN, "other")
+    return None, Owner(BETWEEN, "other")
 
 
 def rows_for(convolutions: list[ConvolutionTimes], by_module: dict[str, list[int]], owners: Owners) -> list[int]:
@@ -204,4 +242,4 @@ def idle(
         waiting = min(end, event.end) - max(start, event.start)
         yield owner, waiting
         left -= waiting
-    yield Owner(IDLE, "overhead"), max(left, 0.0)
+    yield IDLING, max(left, 0.0)

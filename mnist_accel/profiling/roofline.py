@@ -10,12 +10,14 @@ from statistics import median
 import torch
 
 from mnist_accel.engine import synchronised_clock
+from mnist_accel.runtime import is_out_of_memory
 
 REPEATS = 7
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # About ten milliseconds each, and a copy far larger than any cache.
 SIDE = {"cpu": 768, "cuda": 8192}
 COPIED = {"cpu": 2**26, "cuda": 2**30}
+SMALLER = (1, 2, 4)  # times, a matrix's side; with a sixteenth of the memory they are still larger than a GPU's cache
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,26 @@ class Roofline:
         return min(self.matmul_gflops, intensity * self.copy_gb_s)
 
 
+def roofline_that_fits(device: torch.device, precision: str) -> tuple[Roofline | None, str]:
+    """On a GPU it takes 2.8 GB, which training may not have left: then measured smaller, or there is none; and a line
+    that says so."""
+    why = ""
+    for smaller in SMALLER:
+        try:
+            return measure_roofline(device, precision, smaller), why
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        finally:
+            if device.type == "cuda":
+                torch.cuda.empty_cache()  # training may need what this took
+        why = "the roof was measured on less than usual: memory is short"
+    return None, "there was no memory to measure the roof in"
+
+
 @torch.no_grad()
-def measure_roofline(device: torch.device, precision: str) -> Roofline:
-    side, size = SIDE[device.type], COPIED[device.type]
+def measure_roofline(device: torch.device, precision: str, smaller: int = 1) -> Roofline:
+    side, size = SIDE[device.type] // smaller, COPIED[device.type] // smaller**2
     dtype = DTYPES[precision]
     left, right, product = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(3))
     source = torch.ones(size, dtype=torch.uint8, device=device)

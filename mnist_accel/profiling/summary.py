@@ -11,13 +11,15 @@ from pydantic import TypeAdapter
 from pydantic_core import from_json
 
 from mnist_accel.errors import printable
-from mnist_accel.profiling.layers import Analysis, ConvolutionTimes
+from mnist_accel.profiling.layers import Analysis, ConvolutionTimes, phase_of
 from mnist_accel.profiling.roofline import Roofline
+from mnist_accel.profiling.steady import Plain, Typical, typical_step
 from mnist_accel.profiling.trace_file import SUMMARY
 from mnist_accel.profiling.verdict import Verdict, judge
 
 SCHEMA = 1
 LARGEST_SUMMARY = 2**22  # bytes
+WITHOUT_KERNELS = "The trace has no kernels of the GPU (CUPTI gave none), so it does not tell what bounds this run."
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class PhaseTime:
     name: str
     ms: float  # a step
     share: float  # percent of the step
+    spread_ms: float = 0.0  # of its times over the steps: steady.py
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class ConvolutionRow:
     gflops: float | None  # achieved, a second
     intensity: float | None  # operations a byte
     roofline_percent: float | None
+    forward_spread_ms: float = 0.0
+    backward_spread_ms: float = 0.0
 
     @property
     def ms(self) -> float:
@@ -52,7 +57,7 @@ class ConvolutionRow:
 
 @dataclass(frozen=True)
 class Cost:
-    """What profiling itself costs: medians of the same run's steps, in ms."""
+    """What profiling itself costs: medians of the same run's undisturbed steps, in ms; and all of these steps."""
 
     profiled_ms: float
     plain_ms: float
@@ -71,6 +76,7 @@ class RankTimes:
     rank: int
     profiled_ms: float
     plain_ms: float
+    plain_spread_ms: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +93,12 @@ class Summary:
     on_gpu: bool = False
     eager: bool = True  # False: a captured graph trained in these steps
     usually_eager: bool = True  # False: a captured graph trains, and was set aside for these steps
-    steps: int
+    steps: int  # traced
+    set_aside: int = 0  # of these: longer than 1.25 times their median
+    scale: float | None = None  # what the traced times were multiplied by; None: no step without the profiler is known
     step_ms: float
+    step_spread_ms: float = 0.0
+    without_kernels: bool = False  # of a GPU's run: what the trace tells is not where that run's time went
     verdict: Verdict
     phases: list[PhaseTime]
     convolutions: list[ConvolutionRow]
@@ -98,27 +108,39 @@ class Summary:
     ranks: list[RankTimes] | None = None
 
 
-def summarise(analysis: Analysis, roofline: Roofline | None, **facts: Any) -> Summary:
+def summarise(analysis: Analysis, roofline: Roofline | None, plain: RankTimes | None = None, **facts: Any) -> Summary:
+    """``plain``: the traced process's steps without the profiler; None where nobody knows them."""
+    typical = typical_step(analysis, Plain(1000 * plain.plain_ms, 1000 * plain.plain_spread_ms) if plain else None)
     names = names_of(analysis.convolutions)
-    step_us = analysis.total_us / analysis.steps
-    rows = [row_of(name, times, analysis, roofline) for name, times in zip(names, analysis.convolutions, strict=True)]
-    weighed = [(row.ms, row.roofline_percent) for row in rows if row.roofline_percent is not None and row.ms]
-    whole = sum(ms for ms, _ in weighed)
-    return Summary(
+    told = dict(
         on_gpu=analysis.on_gpu,
         eager=analysis.eager,
         steps=analysis.steps,
-        step_ms=step_us / 1000,
-        verdict=judge(analysis, names),
-        phases=[
-            PhaseTime(name, us / analysis.steps / 1000, 100 * us / analysis.total_us)
-            for name, us in analysis.phases.items()
-        ],
-        convolutions=rows,
-        convolutions_roofline_percent=sum(ms * percent for ms, percent in weighed) / whole if whole else None,
+        set_aside=typical.set_aside,
+        scale=typical.factor if plain else None,
+        step_ms=typical.step.total_us / 1000,
+        step_spread_ms=typical.spread_us(typical.step.total_us, lambda owner: True) / 1000,
         roofline=roofline,
         **facts,
     )
+    if facts.get("without_kernels"):
+        verdict = Verdict(WITHOUT_KERNELS, [], [])
+        return Summary(verdict=verdict, phases=[], convolutions=[], convolutions_roofline_percent=None, **told)
+    rows = [row_of(index, name, typical, roofline) for index, name in enumerate(names)]
+    weighed = [(row.ms, row.roofline_percent) for row in rows if row.roofline_percent is not None and row.ms]
+    whole = sum(ms for ms, _ in weighed)
+    return Summary(
+        verdict=judge(typical.step, names),
+        phases=[phase_row(name, us, typical) for name, us in typical.step.phases.items()],
+        convolutions=rows,
+        convolutions_roofline_percent=sum(ms * percent for ms, percent in weighed) / whole if whole else None,
+        **told,
+    )
+
+
+def phase_row(name: str, us: float, typical: Typical) -> PhaseTime:
+    spread = typical.spread_us(us, lambda owner: phase_of(owner) == name)
+    return PhaseTime(name, us / 1000, 100 * us / typical.step.total_us, spread / 1000)
 
 
 def names_of(convolutions: list[ConvolutionTimes]) -> list[str]:
@@ -131,27 +153,33 @@ def names_of(convolutions: list[ConvolutionTimes]) -> list[str]:
     return [name if count[name] == 1 else f"{name} ({number})" for number, name in enumerate(names, start=1)]
 
 
-def row_of(name: str, times: ConvolutionTimes, analysis: Analysis, roofline: Roofline | None) -> ConvolutionRow:
-    steps = analysis.steps
+def row_of(index: int, name: str, typical: Typical, roofline: Roofline | None) -> ConvolutionRow:
+    step, times = typical.step, typical.step.convolutions[index]
     flop = times.forward_flop + times.weight_flop + times.input_flop
     seconds = (times.forward_us + times.backward_us) / 1e6
     achieved = flop / seconds / 1e9 if flop and seconds else None
     intensity = flop / times.bytes if flop and times.bytes else None
     reach = roofline.reach(intensity) if roofline and intensity else 0.0
+
+    def spread_ms(us: float, kind: str) -> float:
+        return typical.spread_us(us, lambda owner: owner[1:] == (kind, index), whole_kernels=step.on_gpu) / 1000
+
     return ConvolutionRow(
         name=name,
         module=times.module,
         shape=str(times.shape) if times.shape else "",
-        forward_ms=times.forward_us / steps / 1000,
-        forward_share=100 * times.forward_us / analysis.total_us,
-        backward_ms=times.backward_us / steps / 1000,
-        backward_share=100 * times.backward_us / analysis.total_us,
-        gflop_forward=times.forward_flop / steps / 1e9 if times.shape else None,
-        gflop_weight_gradient=times.weight_flop / steps / 1e9 if times.shape else None,
-        gflop_input_gradient=times.input_flop / steps / 1e9 if times.shape else None,
+        forward_ms=times.forward_us / 1000,
+        forward_share=100 * times.forward_us / step.total_us,
+        backward_ms=times.backward_us / 1000,
+        backward_share=100 * times.backward_us / step.total_us,
+        gflop_forward=times.forward_flop / 1e9 if times.shape else None,
+        gflop_weight_gradient=times.weight_flop / 1e9 if times.shape else None,
+        gflop_input_gradient=times.input_flop / 1e9 if times.shape else None,
         gflops=achieved,
         intensity=intensity,
         roofline_percent=100 * achieved / reach if achieved and reach else None,
+        forward_spread_ms=spread_ms(times.forward_us, "convolution forward"),
+        backward_spread_ms=spread_ms(times.backward_us, "convolution backward"),
     )
 
 
@@ -169,6 +197,7 @@ def summary_beside(trace: Path) -> tuple[Summary | None, str]:
         roofline, cost = said.roofline, said.cost
         measured = [roofline.matmul_gflops, roofline.copy_gb_s] if roofline else []
         measured += [cost.plain_ms, cost.profiled_ms] if cost else []
+        measured += [times.plain_ms for times in said.ranks or []]
         if not all(0 < value < 1e15 for value in measured):
             raise ValueError
         return said, ""

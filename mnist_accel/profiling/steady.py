@@ -1,0 +1,122 @@
+"""The traced steps → the step as it is when nobody disturbs it, at the length that the run's steps have.
+
+1. Steps longer than 1.25 times the median of the traced ones are set aside. What writes a checkpoint counts for no
+   step's length: it is no disturbance.
+2. Each piece of a step is the median of the n-th piece of its owner over the steps that are left: a neighbour's job
+   lies on some piece of every step, but seldom on one piece in half of the steps. What only some of them do is a mean.
+3. All pieces are scaled alike, so that together they take as long as a step of the same run without the profiler. On a
+   GPU it is the launching that the profiler slows down: kernels keep their times, and the device's idleness gives way.
+   Checkpoints, which few steps write, keep theirs and come on top.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median, quantiles
+
+from mnist_accel.profiling.layers import IDLING, Analysis, Piece, StepTimes, in_order, phase_of
+from mnist_accel.profiling.owners import SAVING, Owner
+
+LONGEST = 1.25  # times the median: what takes longer was disturbed
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Steps of the same run without the profiler, in microseconds."""
+
+    us: float
+    spread_us: float = 0.0
+
+
+@dataclass(frozen=True)
+class Typical:
+    """``step`` is of one step: its sums are those of the pieces' medians, as long as a step without the profiler."""
+
+    step: Analysis
+    kept: list[StepTimes]
+    set_aside: int
+    factor: float  # that its pieces were scaled by
+    plain: Plain | None
+
+    def spread_us(self, us: float, belongs: Callable[[Owner], bool], whole_kernels: bool = False) -> float:
+        """Of a row that has ``us`` a step: the range of its middle half over the steps, and its part of the range of
+        those without the profiler."""
+        of_steps = [
+            sum(us for owner, us in (step.kernels if whole_kernels else step.pieces) if belongs(owner))
+            for step in self.kept
+        ]
+        of_plain = us * self.plain.spread_us / self.plain.us if self.plain else 0.0
+        return self.factor * middle_half(of_steps) + of_plain
+
+
+def undisturbed(lengths: Sequence[float]) -> list[bool]:
+    limit = LONGEST * median(lengths)
+    return [length <= limit for length in lengths]
+
+
+def kept_of(lengths: Sequence[float]) -> list[float]:
+    return [length for length, keep in zip(lengths, undisturbed(lengths), strict=True) if keep]
+
+
+def middle_half(values: Sequence[float]) -> float:
+    """From the first to the third quartile: half of the values lie within, and the odd one does not matter."""
+    if len(values) < 2:
+        return 0.0
+    first, _, third = quantiles(values, n=4, method="inclusive")
+    return third - first
+
+
+def typical_step(analysis: Analysis, plain: Plain | None) -> Typical:
+    """``plain`` is None where the trace is all there is: then the step has the median length of those that are kept."""
+    keep = undisturbed([step.length for step in analysis.each])
+    kept = [step for step, good in zip(analysis.each, keep, strict=True) if good]
+    whole = medians([step.kernels if analysis.on_gpu else step.pieces for step in kept])
+    target = plain.us if plain else median(step.length for step in kept)
+    spent, factor = fitted(medians([step.pieces for step in kept]), target, analysis.on_gpu)
+    phases: dict[str, float] = defaultdict(float)
+    for owner, us in spent.items():
+        phases[phase_of(owner)] += us
+    step = replace(
+        analysis,
+        steps=1,
+        total_us=sum(spent.values()),
+        phases=in_order(phases),
+        parts=spent,
+        convolutions=[
+            replace(
+                row,
+                forward_us=factor * whole.get(Owner("forward", "convolution forward", index), 0.0),
+                backward_us=factor * whole.get(Owner("backward", "convolution backward", index), 0.0),
+                forward_flop=row.forward_flop / analysis.steps,
+                weight_flop=row.weight_flop / analysis.steps,
+                input_flop=row.input_flop / analysis.steps,
+                bytes=row.bytes / analysis.steps,
+            )
+            for index, row in enumerate(analysis.convolutions)
+        ],
+    )
+    return Typical(step, kept, len(keep) - len(kept), factor, plain)
+
+
+def medians(steps: Sequence[Sequence[Piece]]) -> dict[Owner, float]:
+    places: dict[tuple[Owner, int], list[float]] = defaultdict(list)
+    for pieces in steps:
+        seen: Counter[Owner] = Counter()
+        for owner, us in pieces:
+            places[owner, seen[owner]].append(us)
+            seen[owner] += 1
+    spent: dict[Owner, float] = defaultdict(float)
+    for (owner, _), times in places.items():
+        spent[owner] += median(times) if len(times) == len(steps) else sum(times) / len(steps)
+    return dict(spent)
+
+
+def fitted(spent: Mapping[Owner, float], target: float, on_gpu: bool) -> tuple[dict[Owner, float], float]:
+    """The pieces, which but for checkpoints now take ``target``; and the factor of those that do not idle."""
+    working = {owner: us for owner, us in spent.items() if owner not in (SAVING, IDLING)}
+    saving = {owner: us for owner, us in spent.items() if owner == SAVING}
+    busy = sum(working.values())
+    if on_gpu and busy <= target:
+        return {**working, IDLING: target - busy, **saving}, 1.0
+    factor = target / busy if busy else 1.0
+    return {owner: factor * us for owner, us in working.items()} | saving, factor
