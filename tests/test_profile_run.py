@@ -9,21 +9,26 @@ from typing import Any
 import pytest
 import torch
 from conftest import Launch, Run, a_run
+from rich.console import Console
 from torch import nn
 
 from mnist_accel import cli
+from mnist_accel.commands import trace
 from mnist_accel.errors import UserError
-from mnist_accel.profiling import collect
-from mnist_accel.profiling.collect import PLANNED, Profile
+from mnist_accel.profiling import collect, roofline
+from mnist_accel.profiling.collect import PLANNED, Profile, plan
 from mnist_accel.profiling.layers import analyse
+from mnist_accel.profiling.roofline import Roofline
 from mnist_accel.profiling.summary import Summary
 from mnist_accel.profiling.trace_file import read_trace
+from mnist_accel.report_profile import show_profile
 from mnist_accel.runtime import Runtime
 from mnist_accel.stepping import Position, StepInfo
 from recipes import load, names
 
 # 3,000 images: 60 steps of everything that may touch the result.
 WORDS = ("recipe=efficient25k", "batch_size=50", "validation=57000", "epochs=1", "ema=0.9", "clip_norm=1", "threads=1")
+TRACED, TIMED = (plan(59).count(what) for what in ("trace", "before"))  # after the first step
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +62,10 @@ def test_it_leaves_a_trace_under_the_plugin_s_name_and_a_summary(profiled: Run, 
     assert re.fullmatch(r"efficient25k-\d{8}-\d{6}", profile.name)
     assert summary["schema"] == 1 and summary["recipe"] == "efficient25k" and summary["batch_size"] == 50
     assert summary["trace"] == names[0] and summary["eager"] and summary["usually_eager"]
-    assert summary["steps"] == PLANNED["trace"] == len(summary["cost"]["profiled"])
-    assert len(summary["cost"]["plain_before"]) == len(summary["cost"]["plain_after"]) == PLANNED["before"]
+    assert summary["steps"] == TRACED == len(summary["cost"]["profiled"]) and 0 <= summary["set_aside"] < TRACED
+    assert len(summary["cost"]["plain_before"]) == len(summary["cost"]["plain_after"]) == TIMED
+    assert summary["step_ms"] == pytest.approx(summary["cost"]["plain_ms"]) and summary["scale"] > 0
+    assert summary["step_spread_ms"] > 0 and all(row["backward_spread_ms"] > 0 for row in summary["convolutions"])
     assert sum(part["percent"] for part in summary["verdict"]["parts"]) == 100
     assert {"cpu", "cores", "torch", "threads", "device"} <= set(summary["machine"])
     assert [row["module"] for row in summary["convolutions"]] == ["0", "4", "8"]
@@ -79,7 +86,7 @@ def test_the_trace_has_all_phases_but_no_evaluation(profiled: Run, folder: Path)
     assert sum(phase["share"] for phase in summary["phases"]) == pytest.approx(100)
     (trace,) = (folder / "profiles").rglob("*.gz")
     events = read_trace(trace).events
-    assert sum(event.name.startswith("ProfilerStep#") for event in events) == PLANNED["trace"]
+    assert sum(event.name.startswith("ProfilerStep#") for event in events) == TRACED
     convolutions = [event for event in events if event.name == "aten::convolution"]
     assert {event.listed("Input Dims")[0][0] for event in convolutions} == {50}, "evaluation has batches of 500"
 
@@ -142,22 +149,6 @@ def test_every_rank_leaves_a_trace_in_the_same_folder(two_ranks: tuple[Run, Path
         assert {row.shape.images for row in analyse(read).convolutions if row.shape} == {25}
 
 
-def test_waiting_for_the_other_ranks_is_exposed_all_reduce(two_ranks: tuple[Run, Path]) -> None:
-    """The time between the last node of backward, after which DDP waits, and the end of backward."""
-    _, home = two_ranks
-    (trace,) = (home / "profiles").rglob("rank0.*.gz")
-    read = read_trace(trace)
-    analysis = analyse(read)
-    waited = 0.0
-    nodes = [event for event in read.events if event.name.startswith("autograd::engine::evaluate_function")]
-    for backward in (event for event in read.events if event.name == "phase:backward"):
-        waited += backward.end - max(node.end for node in nodes if backward.start < node.start < backward.end)
-    own = sum(event.duration for event in read.events if event.name == "phase:all-reduce")
-    assert waited > 0 and own > 0
-    assert analysis.phases["all-reduce"] >= 0.9 * (waited + own)
-    assert sum(analysis.phases.values()) == pytest.approx(analysis.total_us)
-
-
 def test_a_folder_that_cannot_be_written_costs_a_line_and_code_4(run_launch: Launch, tmp_path: Path) -> None:
     (tmp_path / "profiles").write_text("a file")
     run = a_run(run_launch, tmp_path / "run", *WORDS, "profile=true", cwd=tmp_path)
@@ -202,6 +193,7 @@ class Told:
     def __init__(self) -> None:
         self.problems: list[str] = []
         self.summaries: list[Summary] = []
+        self.position = Position()
 
 
 @pytest.fixture
@@ -209,7 +201,7 @@ def by_hand(
     runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[Profile, nn.Module, Told, Callable[..., None]]]:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(collect, "measure_roofline", lambda device, precision: None)
+    monkeypatch.setattr(collect, "roofline_that_fits", lambda device, precision: (None, ""))
 
     def make() -> tuple[Profile, nn.Module, Told, Callable[..., None]]:
         told, model = Told(), nn.Sequential(nn.Conv2d(1, 2, 3))
@@ -222,13 +214,15 @@ def by_hand(
             on_problem=told.problems.append,
             on_summary=told.summaries.append,
         )
-        on_step = profile.after(lambda info: None, Position())
+        on_step = profile.after(lambda info: None, told.position)
 
-        def steps(count: int, per_epoch: int) -> None:
+        def steps(count: int, per_epoch: int, save: Callable[[], None] = lambda: None) -> None:
             for step in range(count):
                 with profile.phase("forward"):
                     model(torch.randn(2, 1, 8, 8)).sum().backward()
                 on_step(StepInfo(1, step + 1, per_epoch, 0.0, 2))
+                with profile.phase("checkpoint"):
+                    save()
 
         return profile, model, told, steps
 
@@ -273,7 +267,7 @@ def test_the_shortest_epoch_that_does(by_hand: Any) -> None:
     assert told.problems == [] and [summary.steps for summary in told.summaries] == [1]
 
 
-@pytest.mark.parametrize("after", [3, 18, 22])  # plainly timed, warming up, traced
+@pytest.mark.parametrize("after", [9, 28, 35])  # plainly timed, warming up, traced
 def test_a_run_that_ends_early_leaves_no_hook_no_file_and_its_own_error(by_hand: Any, after: int) -> None:
     profile, model, told, steps = by_hand()
     with pytest.raises(ZeroDivisionError), profile:  # noqa: PT012
@@ -286,9 +280,92 @@ def test_a_run_that_ends_early_leaves_no_hook_no_file_and_its_own_error(by_hand:
 def test_an_interrupted_run_shows_what_it_has(by_hand: Any) -> None:
     profile, _, told, steps = by_hand()
     with pytest.raises(KeyboardInterrupt), profile:  # noqa: PT012
-        steps(60, 100)
+        steps(80, 100)
         raise KeyboardInterrupt
     assert len(told.summaries) == 1
+
+
+class Clock:
+    """Every look at it takes a millisecond."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self, device: torch.device) -> float:
+        self.now += 0.001
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(collect, "synchronised_clock", clock)
+    return clock
+
+
+def test_no_training_time_has_what_profiling_takes_and_no_step_what_a_checkpoint_takes(
+    by_hand: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile, _, told, steps = by_hand()
+
+    def measure(device: torch.device, precision: str) -> tuple[None, str]:
+        clock.now += 1000
+        return None, ""
+
+    def save() -> None:
+        clock.now += 50
+
+    monkeypatch.setattr(collect, "roofline_that_fits", measure)
+    with profile:
+        steps(80, 80, save)
+    # The engine adds up all that passes between two steps, so this is taken off: two looks in each planned step and in
+    # the one before them, and the measuring.
+    looks = sum(PLANNED.values()) + 1
+    assert told.position.seconds == pytest.approx(-(1000 + looks * 0.001)) == pytest.approx(-profile.seconds)
+    (summary,) = told.summaries
+    assert summary.cost is not None and summary.cost.seconds == pytest.approx(-told.position.seconds)
+    # A look around the checkpoint and one at the step's end: no step has the 50 seconds.
+    assert {round(1000 * second) for times in profile.times.values() for second in times} == {2}
+    assert summary.cost.plain_ms == pytest.approx(2)
+
+
+@pytest.mark.parametrize("smaller_fits", [True, False])
+def test_no_memory_for_the_roof_costs_a_line(by_hand: Any, smaller_fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(device: torch.device, precision: str, smaller: int = 1) -> Roofline:
+        if smaller == 1 or not smaller_fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 256.00 MiB")
+        return Roofline(precision, 1.0, 1.0)
+
+    monkeypatch.setattr(collect, "roofline_that_fits", roofline.roofline_that_fits)
+    monkeypatch.setattr(roofline, "measure_roofline", measure)
+    profile, _, told, steps = by_hand()
+    with profile:
+        steps(80, 80)
+    less = "the roof was measured on less than usual: memory is short"
+    assert told.problems == [
+        "profile=true: " + (less if smaller_fits else "there was no memory to measure the roof in")
+    ]
+    assert (told.summaries[0].roofline is not None) == smaller_fits
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_gpu_s_trace_without_kernels_gets_no_verdict(
+    by_hand: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where CUPTI may not be used: what the trace then tells is the CPU's time."""
+    profile, _, told, steps = by_hand()
+    monkeypatch.setattr(Runtime, "device", torch.device("cuda"))
+    with profile:
+        steps(80, 80)
+    (summary,) = told.summaries
+    assert summary.without_kernels and not summary.on_gpu
+    show_profile(Console(width=200), summary)
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    says = "The trace has no kernels of the GPU (CUPTI gave none), so it does not tell what bounds this run."
+    assert lines[0] == says and not any(line.startswith(("phase", "conv", "forward")) for line in lines)
+    assert trace.main([summary.folder]) == 0
+    shown = capsys.readouterr().out
+    assert says in shown.replace("\n", " ") and "conv1" not in shown
 
 
 def test_a_convolution_that_fails_leaves_no_open_annotation(runtime: Runtime) -> None:

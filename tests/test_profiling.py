@@ -1,9 +1,10 @@
 """A trace's time goes to the layer that spent it: attribution, arithmetic, verdict; and hostile files cost one line."""
 
 import gzip
+import itertools
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ import recipes
 from mnist_accel.errors import UserError
 from mnist_accel.models import build_model
 from mnist_accel.phase import PHASES
-from mnist_accel.profiling import trace_file
+from mnist_accel.profiling import roofline, trace_file
 from mnist_accel.profiling.collect import PLANNED, naming_layers, plan
 from mnist_accel.profiling.compare import compare
 from mnist_accel.profiling.folder import make_folder
 from mnist_accel.profiling.layers import IDLE, Analysis, analyse
-from mnist_accel.profiling.roofline import Roofline, measure_roofline
-from mnist_accel.profiling.summary import as_json, summarise, summary_beside
+from mnist_accel.profiling.roofline import Roofline, measure_roofline, roofline_that_fits
+from mnist_accel.profiling.summary import RankTimes, Summary, as_json, summarise, summary_beside
+from mnist_accel.profiling.timeline import BACKWARD_NODE
 from mnist_accel.profiling.trace_file import find_traces, read_trace
 from mnist_accel.profiling.verdict import Part, adding_up, judge, sentence
 
@@ -336,6 +338,65 @@ def test_on_a_gpu_idleness_while_the_cpu_does_something_else_is_that_and_steps_s
     }
 
 
+@pytest.mark.parametrize(
+    ("plain_ms", "factor", "idle_us"),
+    [(None, 1, 30), (0.09, 1, 20), (0.2, 1, 130), (0.035, 0.5, 0)],  # kernels take 70 of the 100 µs
+)
+def test_on_a_gpu_kernels_keep_their_times_and_idleness_gives_way(
+    plain_ms: float | None, factor: float, idle_us: float, tmp_path: Path
+) -> None:
+    plain = RankTimes(0, 0.1, plain_ms) if plain_ms else None
+    summary = summarise(analyse(read_trace(gpu_trace(tmp_path))), None, plain)
+    (row,) = summary.convolutions
+    assert (row.forward_ms, row.backward_ms) == pytest.approx((0.010 * factor, 0.020 * factor))
+    assert row_times(summary).get("launch overhead", 0) == pytest.approx(idle_us)
+    assert summary.step_ms == pytest.approx(plain_ms or 0.1) and summary.scale == (factor if plain else None)
+
+
+def test_a_kernel_counts_for_the_step_that_launched_it(tmp_path: Path) -> None:
+    """The third of four steps is disturbed; its convolution runs in the fourth."""
+    path = gpu_trace(tmp_path)
+    (first,) = [json.loads(path.read_text())["traceEvents"]]
+    events = []
+    for number, start in enumerate((0, 100, 200, 500)):
+        for event in json.loads(json.dumps(first)):
+            numbers = event["args"]
+            numbers |= {key: numbers[key] + 1000 * number for key in numbers if key in ("correlation", "External id")}
+            event["ts"] += start
+            if number == 2 and event["name"].startswith("ProfilerStep"):
+                event["dur"] = 300
+            if number == 2 and event["name"] == "a convolution":
+                event |= {"ts": 590, "dur": 90}
+            events.append(event)
+    path.write_text(json.dumps({"traceEvents": events}))
+    summary = summarise(analyse(read_trace(path)), None)
+    assert summary.set_aside == 1 and summary.convolutions[0].forward_ms == pytest.approx(0.010)
+
+
+def test_waiting_for_the_other_ranks_is_exposed_all_reduce(tmp_path: Path) -> None:
+    """Behind the last node of backward, which exchanges the last gradients, DDP waits; then the loss is summed up."""
+
+    def event(category: str, name: str, start: float, duration: float, **details: Any) -> dict[str, Any]:
+        return an_event(cat=category, name=name, ts=start, dur=duration, args=details)
+
+    node = "autograd::engine::evaluate_function: "
+    events = [
+        event("user_annotation", "ProfilerStep#1", 0, 100),
+        event("user_annotation", "phase:forward", 0, 20),
+        event("cpu_op", "aten::conv2d", 2, 10, **{"Sequence number": 1}),
+        event("user_annotation", "phase:backward", 20, 60),
+        event("cpu_op", f"{node}ConvolutionBackward0", 22, 20, **{"Sequence number": 1}),
+        event("cpu_op", f"{node}torch::autograd::AccumulateGrad", 44, 8),
+        event("cpu_op", "c10d::allreduce_", 46, 6),
+        event("user_annotation", "phase:all-reduce", 80, 7),
+    ]
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"traceEvents": events}))
+    analysis = analyse(read_trace(path))
+    assert analysis.phases == {"forward": 20, "backward": 32 - 6, "all-reduce": 6 + 28 + 7, "outside of these": 13}
+    assert row_times(summarise(analysis, None))["exposed all-reduce"] == pytest.approx(41)
+
+
 def test_a_captured_graph_is_noticed(tmp_path: Path) -> None:
     path = gpu_trace(tmp_path)
     path.write_text(path.read_text().replace("cudaLaunchKernel", "cudaGraphLaunch"))
@@ -388,24 +449,170 @@ def test_flops_equal_the_arithmetic_on_paper_and_torch_s_own_count(
 def test_achieved_intensity_and_percent_of_the_roof_follow_from_the_times(tmp_path: Path) -> None:
     path, _ = traced(build_model("onepoch", 0.0), tmp_path)
     analysis = analyse(read_trace(path))
-    analysis.convolutions[1].forward_us, analysis.convolutions[1].backward_us = 1_000.0, 2_000.0
-    row = summarise(analysis, Roofline("fp32", 100.0, 0.01)).convolutions[1]
-    flop = 3 * 3 * 2 * 8 * 121 * 32 * 45  # steps, passes
-    assert row.gflops == pytest.approx(flop / 3e-3 / 1e9)
-    moved = 3 * 3 * 4 * (8 * 5 * 169 + 32 * 45 + 8 * 32 * 121)
+    summary = summarise(analysis, Roofline("fp32", 100.0, 0.01))
+    row = summary.convolutions[1]
+    flop = 3 * 2 * 8 * 121 * 32 * 45  # passes
+    assert row.gflops == pytest.approx(flop / row.ms / 1e6)
+    moved = 3 * 4 * (8 * 5 * 169 + 32 * 45 + 8 * 32 * 121)
     assert row.intensity == pytest.approx(flop / moved)
     assert row.roofline_percent == pytest.approx(100 * row.gflops / (0.01 * row.intensity))
     assert row.roofline_percent > 100, "printed as it is"
+    first = summary.convolutions[0]
+    weighted = (first.ms * first.roofline_percent + row.ms * row.roofline_percent) / (first.ms + row.ms)
+    assert summary.convolutions_roofline_percent == pytest.approx(weighted)
+    assert min(first.ms / row.ms, row.ms / first.ms) < 0.9, "so that weights make a difference"
     assert summarise(analysis, None).convolutions[1].roofline_percent is None
 
 
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def small_roof(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roofline, "SIDE", {"cpu": 64})
+    monkeypatch.setattr(roofline, "COPIED", {"cpu": 2**20})
+
+
+@pytest.mark.usefixtures("small_roof")
 def test_the_machine_s_reach_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mnist_accel.profiling.roofline.SIDE", {"cpu": 64})
-    monkeypatch.setattr("mnist_accel.profiling.roofline.COPIED", {"cpu": 2**20})
     for precision in ("fp32", "bf16"):
-        measured = measure_roofline(torch.device("cpu"), precision)
+        measured = measure_roofline(CPU, precision)
         assert measured.matmul_gflops > 0 and measured.copy_gb_s > 0
         assert measured.reach(1e-9) < measured.reach(1e9) == measured.matmul_gflops
+    ticks = itertools.count()  # milliseconds
+    monkeypatch.setattr(roofline, "synchronised_clock", lambda device: next(ticks) / 1000)
+    measured = measure_roofline(CPU, "fp32")
+    assert measured.matmul_gflops == pytest.approx(2 * 64**3 / 1e-3 / 1e9)
+    assert measured.copy_gb_s == pytest.approx(2 * 2**20 / 1e-3 / 1e9)
+
+
+@pytest.mark.usefixtures("small_roof")
+@pytest.mark.parametrize(
+    ("fitting", "says"),
+    [
+        (64, ""),
+        (32, "the roof was measured on less than usual: memory is short"),
+        (16, "the roof was measured on less than usual: memory is short"),
+        (8, "there was no memory to measure the roof in"),
+    ],
+)
+def test_where_memory_is_short_the_roof_is_measured_on_less_or_not_at_all(
+    fitting: int, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ones = torch.ones
+
+    def short_of_memory(*sizes: int, **words: Any) -> Tensor:
+        if len(sizes) == 2 and sizes[0] > fitting:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 256.00 MiB")
+        return ones(*sizes, **words)
+
+    monkeypatch.setattr(torch, "ones", short_of_memory)
+    measured, why = roofline_that_fits(CPU, "fp32")
+    assert why == says and (measured is None) == (fitting == 8)
+
+
+def test_memory_that_no_machine_has_leaves_no_roof_and_any_other_error_is_raised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(roofline, "SIDE", {"cpu": 2**26})  # a quarter of it: 2**50 bytes
+    assert roofline_that_fits(CPU, "fp32") == (None, "there was no memory to measure the roof in")
+    monkeypatch.setattr(roofline, "SIDE", {"cpu": -8})
+    with pytest.raises(RuntimeError, match="negative"):
+        roofline_that_fits(CPU, "fp32")
+
+
+# The typical step
+
+
+def made_up(path: Path, steps: Sequence[Mapping[str, float]]) -> Analysis:
+    """A CPU's trace of a convolution, its backward, an update, and perhaps a checkpoint: each for so many µs, and
+    nothing for the rest of the step."""
+    events, start = [], 0.0
+    for number, lengths in enumerate(steps):
+        place = start
+        for phase, name, category in (
+            ("forward", "aten::conv2d", "cpu_op"),
+            ("backward", f"{BACKWARD_NODE}ConvolutionBackward0", "cpu_op"),
+            ("optimizer", "Optimizer.step#SGD.step", "user_annotation"),
+            ("checkpoint", "writing", "user_annotation"),
+        ):
+            if phase in lengths:
+                inside = {"ts": place, "dur": lengths[phase]}
+                linked = {"Sequence number": number} if category == "cpu_op" else {}
+                events.append(an_event(cat="user_annotation", name=f"phase:{phase}", args={}, **inside))
+                events.append(an_event(cat=category, name=name, args=linked, **inside))
+                place += lengths[phase]
+        place += lengths["nothing"]
+        step = {"cat": "user_annotation", "name": f"ProfilerStep#{number}", "ts": start, "dur": place - start}
+        events.append(an_event(args={}, **step))
+        start = place
+    path.write_text(json.dumps({"traceEvents": events}))
+    return analyse(read_trace(path))
+
+
+USUAL = {"forward": 10.0, "backward": 20.0, "optimizer": 2.0, "nothing": 8.0}
+# A neighbour's job lies on another piece in each of these, too short to be noticed in the step; and on one it is long.
+DISTURBED = [USUAL, *({**USUAL, name: us + 6} for name, us in USUAL.items()), {**USUAL, "optimizer": 150.0}, USUAL]
+
+
+def row_times(summary: Summary) -> dict[str, float]:
+    return {part.name: part.ms * 1000 for part in summary.verdict.parts}
+
+
+def test_rows_are_of_the_undisturbed_step_as_long_as_a_step_without_the_profiler(tmp_path: Path) -> None:
+    analysis = made_up(tmp_path / "x.json", DISTURBED)
+    summary = summarise(analysis, None, RankTimes(0, 0.040, 0.020))
+    assert (summary.steps, summary.set_aside, summary.scale) == (7, 1, 0.5)
+    assert summary.step_ms == pytest.approx(0.020)
+    names = ("conv1's backward", "conv1's forward", "Python between the operations", "optimizer")
+    assert row_times(summary) == pytest.approx(dict(zip(names, (10, 5, 4, 1), strict=True)))
+    assert [part.percent for part in summary.verdict.parts] == [50, 25, 20, 5]
+    (row,) = summary.convolutions
+    assert (row.forward_ms, row.backward_ms) == pytest.approx((0.005, 0.010))
+    assert (row.forward_share, row.backward_share) == pytest.approx((25, 50))
+    assert {phase.name: round(phase.share, 6) for phase in summary.phases} == {
+        "forward": 25,
+        "backward": 50,
+        "optimizer": 5,
+        "outside of these": 20,
+    }
+
+
+def test_a_trace_alone_is_not_scaled_but_long_steps_are_set_aside(tmp_path: Path) -> None:
+    summary = summarise(made_up(tmp_path / "x.json", [*DISTURBED, USUAL, USUAL]), None)
+    assert (summary.steps, summary.set_aside, summary.scale) == (9, 1, None)
+    assert summary.step_ms == pytest.approx(0.043) and summary.verdict.parts[-1].percent == 5  # between 40 and 46
+
+
+@pytest.mark.parametrize(("every", "share"), [(1, 100.0), (4, 25.0)])
+def test_checkpoints_are_no_disturbance_and_come_on_top_of_the_step(every: int, share: float, tmp_path: Path) -> None:
+    steps = [{**USUAL, "checkpoint": 100.0} if number % every == 0 else USUAL for number in range(8)]
+    summary = summarise(made_up(tmp_path / "x.json", steps), None, RankTimes(0, 0.040, 0.020))
+    assert (summary.set_aside, summary.scale) == (0, 0.5)
+    assert summary.step_ms == pytest.approx(0.020 + share / 1000)
+    assert row_times(summary)["writing checkpoints"] == pytest.approx(share)
+    assert row_times(summary)["conv1's backward"] == pytest.approx(10)
+
+
+def test_what_only_some_steps_do_is_a_mean(tmp_path: Path) -> None:
+    """As the update is, where gradients are gathered over several steps."""
+    without = {name: us for name, us in USUAL.items() if name != "optimizer"}
+    summary = summarise(made_up(tmp_path / "x.json", [USUAL, without, without, without] * 2), None)
+    assert row_times(summary)["optimizer"] == pytest.approx(0.5, rel=0.02) and summary.set_aside == 0
+
+
+def test_percentages_of_any_steps_add_up_to_100_and_phases_to_the_step(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    for _ in range(50):
+        steps = [
+            {name: us * draw.lognormvariate(0, 1) for name, us in USUAL.items()} for _ in range(draw.randint(1, 9))
+        ]
+        plain = draw.choice((None, RankTimes(0, 1.0, draw.uniform(0.001, 1))))
+        summary = summarise(made_up(tmp_path / "x.json", steps), None, plain)
+        assert sum(part.percent for part in summary.verdict.parts) == 100
+        for ms in ([part.ms for part in summary.verdict.parts], [phase.ms for phase in summary.phases]):
+            assert sum(ms) == pytest.approx(summary.step_ms)
+        assert not plain or summary.step_ms == pytest.approx(plain.plain_ms)
 
 
 # Verdict
@@ -471,14 +678,41 @@ def test_two_profiles_within_a_second_get_two_folders(tmp_path: Path, monkeypatc
 def test_a_comparison_matches_by_name_and_shape_and_lists_the_rest(tmp_path: Path) -> None:
     path, _ = traced(build_model("onepoch", 0.0), tmp_path)
     summary = summarise(analyse(read_trace(path)), None)
-    slower = analyse(read_trace(path))
-    slower.convolutions[0].forward_us *= 3
-    slower.convolutions[1].shape = None
-    compared = compare(summarise(slower, None), summary)
-    words = {change.name: change.word for change in compared.layers}
-    assert words == {"conv1 forward": "slower", "conv1 backward": "same"}
+    other = analyse(read_trace(path))
+    other.convolutions[1].shape = None
+    compared = compare(summarise(other, None), summary)
+    assert {change.name: change.word for change in compared.layers} == {
+        "conv1 forward": "same",
+        "conv1 backward": "same",
+    }
     assert compared.only_here == ["conv2 "] and compared.only_there == ["conv2 8×5×13² → 32×11², 3²"]
     assert compared.step.factor == 1
+
+
+@pytest.mark.parametrize(
+    ("longer", "spread", "plain_spread_ms", "word"),
+    [
+        (1.3, 0.0, 0.0, "slower"),
+        (1.04, 0.0, 0.0, "same"),  # within a twentieth
+        (1.3, 4.0, 0.0, "same"),  # the steps of each trace differ by more than the two traces
+        (1.3, 2.0, 0.0, "slower"),
+        (1.3, 0.0, 0.020, "same"),  # the steps without the profiler do
+        (0.7, 0.0, 0.0, "faster"),
+        (0.7, 4.0, 0.0, "same"),
+    ],
+)
+def test_a_change_is_one_beyond_the_spread_of_the_steps(
+    longer: float, spread: float, plain_spread_ms: float, word: str, tmp_path: Path
+) -> None:
+    """Half of the steps lie within ``spread`` µs."""
+
+    def summary(forward: float) -> Summary:
+        steps = [{**USUAL, "forward": forward + spread * offset} for offset in (-1, -0.5, -0.5, 0, 0.5, 0.5, 1)]
+        plain = RankTimes(0, 1.0, (30 + forward) / 1000, plain_spread_ms)
+        return summarise(made_up(tmp_path / "x.json", steps), None, plain)
+
+    forward, backward = compare(summary(10 * longer), summary(10)).layers
+    assert forward.factor == pytest.approx(longer) and (forward.word, backward.word) == (word, "same")
 
 
 # Files that are none of ours

@@ -71,6 +71,10 @@ def test_a_folder_s_first_trace_is_shown_with_what_the_run_measured(said: Said, 
     assert lines[0] == f"trace     {profile / 'rank0.1.pt.trace.json.gz'}"
     assert lines[1:3] == ["recipe    onepoch, batch 8, fp32", "machine   cpu a [b]machine[/b], threads 1"]
     assert "% of the step" in lines[3]
+    assert cells(lines, "the step")[1:3] == ["2", "100.0"]
+    assert any(
+        re.match(r"Of 3 traced steps \d were set aside, longer than 1.25 times the median; times", x) for x in lines
+    )
     assert cells(lines, "conv2 [6]")[1] == "8×5×13² → 32×11², 3²" and "-" not in cells(lines, "conv2 [6]")
     assert any("matrix product 123 GFLOP/s, copy 45 GB/s" in line for line in lines)
     assert any(
@@ -85,6 +89,7 @@ def test_a_trace_taken_elsewhere_says_what_cannot_be_had(said: Said, tmp_path: P
     path = path.rename(tmp_path / "theirs.json")
     lines = said(f"path={path}")
     assert cells(lines, "conv2")[-1] == "-"
+    assert any("median; not scaled, for the trace does not tell how long a step is" in line for line in lines)
     assert any(line.startswith("No percent of the roof: there is no summary.json beside the trace") for line in lines)
     assert not any(line.startswith("Profiling") for line in lines)
     assert any("names that end in .pt.trace.json" in line for line in lines)

@@ -42,10 +42,10 @@ assert len(PLANNED) + 1 == FEWEST_PROFILED  # one step each; the first of an epo
 
 def plan(steps_left: int) -> list[str]:
     """What each of the coming steps is for: as many as are good, or as the epoch has left; [] where it has too few."""
-    scale = min(1.0, steps_left / sum(PLANNED.values()))
-    shares = {what: max(1, int(steps * scale)) for what, steps in PLANNED.items()}
-    planned = [what for what, steps in shares.items() for _ in range(steps)]
-    return planned if len(planned) <= steps_left else []
+    spare = min(1.0, (steps_left - len(PLANNED)) / (sum(PLANNED.values()) - len(PLANNED)))
+    if spare < 0:
+        return []
+    return [what for what, steps in PLANNED.items() for _ in range(1 + int(spare * (steps - 1)))]
 
 
 class Profile:

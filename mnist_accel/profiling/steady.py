@@ -3,13 +3,13 @@
 1. Steps longer than 1.25 times the median of the traced ones are set aside. What writes a checkpoint counts for no
    step's length: it is no disturbance.
 2. Each piece of a step is the median of the n-th piece of its owner over the steps that are left: a neighbour's job
-   lies on some piece of every step, but seldom on one piece in half of the steps. What only some of them do is a mean.
+   lies on some piece of every step, but seldom on the same one in half of them. What only some steps do is a mean.
 3. All pieces are scaled alike, so that together they take as long as a step of the same run without the profiler. On a
    GPU it is the launching that the profiler slows down: kernels keep their times, and the device's idleness gives way.
    Checkpoints, which few steps write, keep theirs and come on top.
 """
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median, quantiles
@@ -99,16 +99,23 @@ def typical_step(analysis: Analysis, plain: Plain | None) -> Typical:
 
 
 def medians(steps: Sequence[Sequence[Piece]]) -> dict[Owner, float]:
-    places: dict[tuple[Owner, int], list[float]] = defaultdict(list)
+    """What each owner has in a step."""
+    of_owner: dict[Owner, list[list[float]]] = defaultdict(list)  # of the steps that have it, its pieces
     for pieces in steps:
-        seen: Counter[Owner] = Counter()
+        here: dict[Owner, list[float]] = defaultdict(list)
         for owner, us in pieces:
-            places[owner, seen[owner]].append(us)
-            seen[owner] += 1
-    spent: dict[Owner, float] = defaultdict(float)
-    for (owner, _), times in places.items():
-        spent[owner] += median(times) if len(times) == len(steps) else sum(times) / len(steps)
-    return dict(spent)
+            here[owner].append(us)
+        for owner, times in here.items():
+            of_owner[owner].append(times)
+    return {owner: usual(of_steps, len(steps)) for owner, of_steps in of_owner.items()}
+
+
+def usual(of_steps: Sequence[Sequence[float]], count: int) -> float:
+    if len(of_steps) < count:
+        return sum(map(sum, of_steps)) / count
+    if len(set(map(len, of_steps))) > 1:  # the n-th is not the same in all
+        return median(map(sum, of_steps))
+    return sum(map(median, zip(*of_steps, strict=True)))
 
 
 def fitted(spent: Mapping[Owner, float], target: float, on_gpu: bool) -> tuple[dict[Owner, float], float]:
