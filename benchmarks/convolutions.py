@@ -27,14 +27,15 @@ from mnist_accel.fit import fit, new_model
 from mnist_accel.outcome import Progress, Watcher
 from mnist_accel.profiling.collect import PLANNED
 from mnist_accel.profiling.layers import Analysis, analyse
+from mnist_accel.profiling.steady import quiet
 from mnist_accel.profiling.summary import Summary
 from mnist_accel.profiling.trace_file import STEP, read_trace
 from mnist_accel.recipe import Recipe, RunOptions
 from mnist_accel.results import RunFolder
 from mnist_accel.runtime import Runtime, start_runtime
 
-ROUNDS = 6
-REPEATS = 20  # a round
+ROUNDS = 3
+REPEATS = 40  # a round
 WARM_UP = 3
 COUNTS_FROM = 5.0  # percent of the step
 WITHIN = 1.25
@@ -79,12 +80,6 @@ def measure(
         Agreement(name, 100 * quiet(in_step[name]) / quiet(steps), quiet(in_step[name]), quiet(times))
         for name, times in alone.items()
     ]
-
-
-def quiet(times: list[float]) -> float:
-    """The slowest of the fastest tenth. Beside other jobs even medians of one thing differ by a factor of two from
-    minute to minute; what it takes when nobody interferes does not."""
-    return sorted(times)[len(times) // 10]
 
 
 def analyses(summary: Summary) -> list[Analysis]:
