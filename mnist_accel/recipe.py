@@ -129,16 +129,16 @@ class RunOptions:
     ] = "auto"
     data_dir: Annotated[
         str | None,
-        option("folder that holds MNIST/raw, only read (default: $MNIST_ACCEL_DATA)", min_length=1),
+        option("the folder that holds MNIST/raw, only read (default: $MNIST_ACCEL_DATA)", min_length=1),
         REAL_DATA,
     ] = None
-    out: Annotated[str | None, option("folder of the run (default: runs/RECIPE/TIME)", min_length=1)] = None
+    out: Annotated[str | None, option("the folder of the run (default: runs/RECIPE/TIME)", min_length=1)] = None
     device: Annotated[Literal["auto", "cpu", "cuda"], option("auto takes a GPU where there is one")] = "auto"
     precision: Annotated[
         Literal["auto", "fp32", "fp16", "bf16"], option("auto takes what the launcher says, else fp32")
     ] = "auto"
     processes: Annotated[
-        int | None, option("start this many processes with torch's own launcher (default: this one)", ge=1, le=1024)
+        int | None, option("how many processes to start, by torch's own launcher (default: this one)", ge=1, le=1024)
     ] = None
     restarts: Annotated[
         int,
@@ -147,7 +147,10 @@ class RunOptions:
     threads: Annotated[int, option("CPU threads a process; 0 shares the cores out", ge=0, le=1024)] = 0
     resident_mb: Annotated[
         int | None,
-        option("megabytes of GPU memory for the images, fed from host memory if more (default: what is free)", ge=0),
+        option(
+            "how many megabytes of GPU memory the images may take, else the host's (default: all free)",
+            ge=0,
+        ),
     ] = None
     graph: Annotated[
         Literal["auto", "off"],

@@ -199,6 +199,8 @@ class RunReport:
         if start.found_nothing:
             rows.append(("resumed", f"nothing: no unfinished run of {recipe.name} was found; it starts anew"))
         self.scored = "held-out" if recipe.validation else "test"
+        if runtime.ignored:
+            rows.append(("launcher", f"{runtime.ignored} has no effect: this program compiles nothing"))
         if self.banner:
             facts(self.console, rows)
         self.total_epochs = 1 if start.dry_run else recipe.epochs

@@ -42,6 +42,7 @@ class Runtime:
     threads: int
     backend: str = ""  # gloo or nccl, where there are several processes
     config: str = ""  # a default config file that nobody named
+    ignored: str = ""  # what the launcher asks for in vain
     restart: str = ""  # "1 of 3", where an earlier attempt at this job lost a process
 
     @property
@@ -85,8 +86,8 @@ def check_launcher() -> None:
     if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ:
         # What accelerate launch --cpu --num_processes N leaves: one process, which would train alone.
         raise UserError(
-            "accelerate launch --cpu --num_processes N: starts one process only. Type accelerate launch --multi_gpu "
-            "--num_processes N (it takes CPUs where there is no GPU), or python launch.py processes=N"
+            "accelerate launch --cpu --num_processes N: starts one process only. Type python launch.py processes=N, or "
+            "accelerate launch --multi_gpu --num_processes N (which takes CPU processes where there is no GPU)"
         )
 
 
@@ -102,6 +103,11 @@ def inherited_config() -> str:
         told = False
     files = [file for file in (default_yaml_config_file, default_json_config_file) if Path(file).is_file()]
     return files[0] if files and not told else ""
+
+
+def ignored_settings() -> str:
+    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
+    return "" if backend == "no" else f"dynamo_backend={backend}"
 
 
 def choose_device(asked: str) -> str:
@@ -178,7 +184,9 @@ def start_runtime(precision: str = "auto", device: str = "auto", threads: int = 
     keep_freed_memory()
     name = "cpu" if device == "cpu" else torch.cuda.get_device_name(accelerator.device)
     backend = torch.distributed.get_backend() if accelerator.num_processes > 1 else ""
-    return Runtime(accelerator, name, precision, threads, backend, inherited_config(), which_restart())
+    return Runtime(
+        accelerator, name, precision, threads, backend, inherited_config(), ignored_settings(), which_restart()
+    )
 
 
 def keep_freed_memory() -> None:

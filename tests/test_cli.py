@@ -207,6 +207,10 @@ TYPING_MISTAKES: list[tuple[list[str], str]] = [
         "batch_size=2: smaller than the 3 processes, some would have nothing to do. Type at least batch_size=3",
     ),
     (
+        ["recipe=onepoch", "processes=0"],
+        "processes=0: must be at least 1. processes is how many processes to start, by torch's own launcher (default: ",
+    ),
+    (
         ["recipe=onepoch", "batch_size=60001"],
         "batch_size=60001: larger than the 60,000 training images. Type at most batch_size=60000",
     ),

@@ -39,14 +39,16 @@ class BenchOptions:
     steps: Annotated[int, option("steps of the epoch that are timed; 0 times all", ge=0), TRAINING] = 200
     workers: Annotated[
         int | None,
-        option("the stock script's (default: 0, 2, 4 … up to the cores, whichever is fastest)", ge=0, le=256),
+        option(
+            "how many the stock script has (default: 0, 2, 4 … up to the cores, whichever is fastest)", ge=0, le=256
+        ),
         EPOCH,
     ] = None
     dataset: Annotated[Literal["auto", "mnist", "synthetic"], option("as for launch.py")] = "auto"
-    data_dir: Annotated[str | None, option("as for launch.py", min_length=1), REAL_DATA] = None
+    data_dir: Annotated[str | None, option("the folder that holds MNIST/raw", min_length=1), REAL_DATA] = None
     device: Annotated[Literal["auto", "cpu", "cuda"], option("auto takes a GPU where there is one")] = "auto"
     threads: Annotated[int, option("CPU threads; 0 takes all cores", ge=0, le=1024)] = 0
-    json: Annotated[str | None, option("file for all the figures", min_length=1)] = None
+    json: Annotated[str | None, option("the file for all the figures", min_length=1)] = None
 
 
 def main(argv: list[str]) -> int:

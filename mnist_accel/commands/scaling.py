@@ -46,7 +46,7 @@ class ScalingOptions:
     steps: Annotated[int, option("steps on which the share of all-reduce is measured", ge=1, le=10_000)] = 50
     plot: Annotated[bool, option(f"draw {PICTURE} (needs matplotlib)")] = True
     out: Annotated[
-        str | None, option("folder for the figures (default: profiles/scaling-RECIPE-TIME)", min_length=1)
+        str | None, option("the folder for the figures (default: profiles/scaling-RECIPE-TIME)", min_length=1)
     ] = None
 
 

@@ -21,7 +21,7 @@ USAGE = "python -m mnist_accel trace PATH against=OTHER"
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class TraceOptions:
     path: Annotated[str, option("a trace of torch.profiler, or a folder of profiles/; stands alone", min_length=1)]
-    against: Annotated[str | None, option("another one: which layers got faster or slower", min_length=1)] = None
+    against: Annotated[str | None, option("another trace, to see which layers got faster", min_length=1)] = None
 
 
 def main(argv: list[str]) -> int:

@@ -21,7 +21,7 @@ from mnist_accel.run import run
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class VerifyOptions:
     seeds: Annotated[int, option("how many, from 0 on", ge=2, le=1000)] = 3
-    json: Annotated[str | None, option("file for the figures", min_length=1)] = None
+    json: Annotated[str | None, option("the file for the figures", min_length=1)] = None
 
 
 REFUSED = {
@@ -51,7 +51,10 @@ def main(argv: list[str]) -> int:
         watcher.on_profile = partial(show_profile, console)
         try:
             started = time.perf_counter()
-            result, folder = run(replace(request, recipe=replace(request.recipe, seed=seed)), watcher, started)
+            of_seed = replace(request.recipe, seed=seed)
+            # What is written down has to train this seed again.
+            command = (*request.command, f"seed={seed}")
+            result, folder = run(replace(request, recipe=of_seed, command=command), watcher, started)
         finally:
             shown.stop()
         problems += folder.problems
