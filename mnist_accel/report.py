@@ -253,6 +253,8 @@ class RunReport:
                 )
             )
         times = f"training {result.train_seconds:.2f} s, evaluation {result.eval_seconds:.2f} s"
+        if result.warmup_seconds:
+            times = f"warm-up {result.warmup_seconds:.2f} s, {times}"
         rows.append(("time", f"{times}, all in all {result.total_seconds:.2f} s"))
         self.console.print()
         facts(self.console, rows)
