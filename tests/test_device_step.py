@@ -15,12 +15,13 @@ import torch
 from conftest import Fitted
 from recorded_step import RecordedStep
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mnist_accel.fit
 import mnist_accel.run
 from mnist_accel.checkpoint import Checkpoint, capture, newest_intact
 from mnist_accel.cli import parse
-from mnist_accel.data.batches import Augmentation, ImageStore
+from mnist_accel.data.batches import Augmentation, ImageStore, Selection
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.device_step import READ_EVERY, DeviceStep, can_capture
 from mnist_accel.engine import EachStep
@@ -28,7 +29,7 @@ from mnist_accel.errors import Interrupted, TrainingFailed
 from mnist_accel.outcome import Watcher
 from mnist_accel.runtime import Runtime
 from mnist_accel.stepping import Position, backward, undone
-from recipes import load
+from recipes import load, names
 
 Fit = Callable[..., Fitted]
 MakeRuntime = Callable[..., Runtime]
@@ -119,6 +120,66 @@ def test_a_step_asks_the_device_nothing(fit: Fit, runtime: Runtime, tiny: Datase
         called = built.stepper.recording.names
         assert {"_amp_foreach_non_finite_check_and_unscale_", "convolution_backward"} <= called
         assert not called & {"_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal", "masked_select"}
+
+
+# Kernels of one step of each recipe at its own settings, ordinary and as a GPU replays it. On a GPU they are what a
+# step of such small networks costs: a change that raises one of these has to be worth it.
+AT_MOST = {
+    "onepoch": (53, 54),
+    "efficient25k": (63, 64),
+    "sub20k": (100, 101),
+    "compact13k": (87, 87),
+    "is3": (50, 53),
+}
+# What only makes another view of the same memory, or takes memory, and runs nothing.
+NO_KERNEL = {
+    *("_unsafe_view", "alias", "as_strided", "detach", "expand", "permute", "select", "slice", "split", "squeeze", "t"),
+    *("transpose", "unbind", "unsqueeze", "view", "empty", "empty_like", "empty_strided", "new_empty"),
+    *("_record_function_enter_new", "_record_function_exit"),
+}
+
+
+class Counting(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.called: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.called.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def kernels(self) -> int:
+        return sum(name not in NO_KERNEL for name in self.called)
+
+
+def test_there_is_a_bound_for_every_recipe() -> None:
+    assert AT_MOST.keys() == set(names())
+
+
+class CountedEachStep(EachStep):
+    def step(self, *args: Any) -> Any:
+        with Counting() as self.counting:
+            return super().step(*args)
+
+
+class CountedDeviceStep(DeviceStep):
+    def body(self, chosen: Selection) -> Tensor:
+        with Counting() as self.counting:
+            return super().body(chosen)
+
+
+@pytest.mark.parametrize("name", AT_MOST)
+def test_a_step_takes_no_more_kernels_than_it_did(fit: Fit, runtime: Runtime, tiny: Dataset, name: str) -> None:
+    recipe = load(name)
+    keys = ("dropout", "loss", "label_smoothing", "optimizer", "momentum", "nesterov", "weight_decay", "ema")
+    how: dict[str, Any] = {key: getattr(recipe, key) for key in (*keys, "clip_norm")}
+    how["augmentation"] = Augmentation(recipe.rotation, recipe.translation, recipe.scale, recipe.shear)
+    counted = []
+    for way in (CountedEachStep, CountedDeviceStep):
+        _, built = trained(fit, way, runtime, tiny, network=name, room=2**30, **how)
+        counted.append(built.stepper.counting.kernels)
+    assert all(kernels <= bound for kernels, bound in zip(counted, AT_MOST[name], strict=True)), counted
 
 
 @WAYS
