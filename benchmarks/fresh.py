@@ -66,7 +66,8 @@ def precision(
 def precisions_of(device: torch.device) -> list[str]:
     if device.type == "cpu":
         return ["fp32", "bf16"]
-    return ["fp32", *(["bf16"] if torch.cuda.is_bf16_supported() else []), "fp16"]
+    newer = (["tf32"] if torch.cuda.is_tf32_supported() else []) + (["bf16"] if torch.cuda.is_bf16_supported() else [])
+    return ["fp32", *newer, "fp16"]
 
 
 def speed_and_loss(recipe: Recipe, name: str, steps: int, words: Sequence[str]) -> Reading:

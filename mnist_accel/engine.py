@@ -12,14 +12,14 @@ from accelerate import Accelerator
 from torch import nn
 
 from mnist_accel.data.batches import Batch, Selection, TestBatches, TrainBatches
-from mnist_accel.errors import Interrupted, TrainingFailed
+from mnist_accel.errors import Interrupted, PeerLost, TrainingFailed
 from mnist_accel.exchange import Exchange, Patience
 from mnist_accel.objective import Objective
 from mnist_accel.optim import WeightAverage
 from mnist_accel.phase import Phase, unmarked
 from mnist_accel.results import EpochStats, Positive
 from mnist_accel.seeding import derive_seed, seed_device
-from mnist_accel.stepping import BuildStepper, Position, StepInfo, not_finite
+from mnist_accel.stepping import WARM_UP_STEPS, BuildStepper, Position, StepInfo, backward, not_finite, undone
 from mnist_accel.syncbn import count_images
 
 
@@ -79,6 +79,15 @@ class EachStep:
         position.loss_sum += loss * batch.global_count
         return loss, signal_number
 
+    def warm_up(self, chosen: Selection, dropout_seed: int) -> None:
+        for _ in range(WARM_UP_STEPS):
+            try:
+                self.step(chosen, Position(), 0.0, dropout_seed, stop_signal=0, read=True)
+            except PeerLost:
+                raise
+            except TrainingFailed:  # a bad loss, which the first step will say as well
+                return
+
 
 def train(
     model: nn.Module,
@@ -97,17 +106,21 @@ def train(
     position: Position | None = None,
     save_every: int = 0,
     stop_signal: Callable[[], int] = lambda: 0,
+    warm_up: bool = False,
+    on_warm_up: Callable[[float], None] = lambda seconds: None,
     on_save: Callable[[Position], None] = lambda position: None,
     on_step: Callable[[StepInfo], None] = lambda info: None,
     on_epoch: Callable[[EpochStats], None] = lambda stats: None,
     build_stepper: BuildStepper = EachStep,
     profiler: AbstractContextManager[object] | None = None,
     patience: Patience | None = None,
+    phase: Phase = unmarked,
 ) -> list[EpochStats]:
     """Trains ``model`` (as Accelerate prepared it) from ``position`` on, and scores it after every epoch.
 
     ``on_save`` is called on every rank after each ``save_every`` steps (0: never), at each epoch's end before it is
     scored, and before Interrupted is raised because some rank's ``stop_signal`` was not 0.
+    With ``warm_up`` what only the first steps do is done before any clock starts, and ``on_warm_up`` gets its seconds.
     Leaves the model with the weights of the last evaluation, the moving average if there is one.
     """
     position = position or Position()
@@ -124,12 +137,21 @@ def train(
         share_buffers(model, accelerator, patience)
         on_save(position)
 
+    epochs = 1 if dry_run else epochs
+    if warm_up and position.epoch < epochs:
+        started = synchronised_clock(device)
+        with undone(bare(model), optimizer, accelerator, average):
+            model.train()
+            dropout_seed = derive_seed(seed, "dropout", 0, accelerator.process_index)
+            stepper.warm_up(next(train_batches.selections(position.epoch)), dropout_seed)
+            evaluate(bare(model), test_batches, objective, accelerator, dry_run=True)
+        on_warm_up(synchronised_clock(device) - started)
     with profiler or nullcontext():
-        while position.epoch < (1 if dry_run else epochs):
+        while position.epoch < epochs:
             epoch = position.epoch
             model.train()
             started = synchronised_clock(device)
-            selections = train_batches.selections(epoch, position.step)
+            selections = train_batches.selections(epoch, position.step, phase)
             for step, chosen in zip(range(position.step, steps_per_epoch), selections, strict=False):
                 global_step = epoch * train_batches.steps_per_epoch + step
                 saves = save_every > 0 and (global_step + 1) % save_every == 0
@@ -150,7 +172,7 @@ def train(
                     started = synchronised_clock(device)
             position.seconds += synchronised_clock(device) - started
             save()
-            last = epoch + 1 == epochs or dry_run
+            last = epoch + 1 == epochs
             scored = synchronised_clock(device)
             with average.in_place(restore=not last) if average else nullcontext():
                 if average:  # of statistics that each rank took for itself; the model's own are equal since the save
@@ -205,11 +227,10 @@ def train_step(
         if batch.counted == 0:
             local_sum = local_sum * 0
             count_images(model, 1)
-        # Over the images of all ranks: added up, the gradients of unequal shares are those of the whole batch.
-        loss = local_sum * (1 / batch.global_count)
         exchange.tell(local_sum.detach(), stop_signal)
     with phase("backward"):
-        accelerator.backward(loss)
+        # Over the images of all ranks: added up, the gradients of unequal shares are those of the whole batch.
+        backward(local_sum, 1 / batch.global_count, accelerator)
     with phase("loss" if exchange.alone else "all-reduce"):
         loss_sum, stop_signal = exchange.heard()
     mean_loss = loss_sum / batch.global_count

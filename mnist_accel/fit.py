@@ -185,8 +185,12 @@ def fit(
             on_save=on_save,
             on_epoch=on_epoch,
             build_stepper=build_stepper,
+            # On a CPU there is nothing that only the first steps do.
+            warm_up=runtime.device.type == "cuda",
+            on_warm_up=partial(setattr, progress, "warmup_seconds"),
             profiler=profile,
             patience=patience,
+            phase=phase,
             on_step=profile.after(watcher.on_step, progress.position) if profile else watcher.on_step,
         )
     if runtime.accelerator.is_main_process:

@@ -5,10 +5,11 @@ state to resume from.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from inspect import unwrap
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +26,23 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Fused kernels: one call for all parameters instead of several for each."""
     if name == "sgd":
-        return never_compiled(torch.optim.SGD)(
+        optimizer = never_compiled(torch.optim.SGD)(
             parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=True
         )
+        if momentum:
+            start_from_zero(optimizer)
+        return optimizer
     builders = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     return never_compiled(builders[name])(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+
+
+def start_from_zero(optimizer: torch.optim.Optimizer) -> None:
+    """Torch makes the buffers in the first step, out of memory as it lies, for a kernel that sets them; where fp16's
+    scaler masks that step nothing is written, and the next one multiplies what lay there in. From zero the later steps'
+    kernel gives the first one's values as well."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 @cache
@@ -83,7 +96,8 @@ class WeightAverage:
         self.decay = decay
         self.steps = 0
         self.live = [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
-        self.average = [tensor.clone() for tensor in self.live]
+        self.flat, self.average = in_one_piece(self.live)
+        self.flat_choice, self.choice = in_one_piece(self.live)
 
     @torch.no_grad()
     def update(self) -> None:
@@ -97,10 +111,13 @@ class WeightAverage:
 
     @torch.no_grad()
     def update_unless(self, bad: Tensor, weight: Tensor) -> None:
-        """``update`` without a look at the device: ``next_weight`` and whether to update at all are tensors there."""
-        for average, live in zip(self.average, self.live, strict=True):
-            # Chosen, not multiplied by zero: zero times nan is nan.
-            average.lerp_(torch.where(bad, average, live), weight)
+        """``update`` without a look at the device: ``next_weight`` and whether to update at all are tensors there.
+
+        Four kernels, however many weights there are."""
+        torch._foreach_copy_(self.choice, self.live)
+        # Chosen, not multiplied by zero: zero times nan is nan.
+        torch.where(bad.bool(), self.flat, self.flat_choice, out=self.flat_choice)
+        self.flat.lerp_(self.flat_choice, weight)
 
     @contextmanager
     @torch.no_grad()
@@ -111,3 +128,13 @@ class WeightAverage:
         yield
         if restore:
             torch._foreach_copy_(self.live, own)
+
+
+def in_one_piece(tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Copies that lie one behind the other, each in its own order of axes, and all of them as one vector."""
+    copies = [tensor.clone() for tensor in tensors]
+    flat = torch.cat([copy.as_strided((copy.numel(),), (1,)) for copy in copies])
+    offsets = accumulate((copy.numel() for copy in copies), initial=0)
+    return flat, [
+        flat.as_strided(copy.shape, copy.stride(), offset) for copy, offset in zip(copies, offsets, strict=False)
+    ]

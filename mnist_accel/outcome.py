@@ -64,6 +64,7 @@ class Progress:
 
     position: Position = field(default_factory=Position)
     saved: tuple[int, int] | None = None  # finished epochs and steps of the newest checkpoint on the disk
+    warmup_seconds: float = 0.0  # of this process, before the first clock
     error: TrainingFailed | Interrupted | None = None
     again: str = ""  # what to type to go on
 
@@ -119,6 +120,7 @@ def describe(
         train_loss=last.train_loss if last else None,
         test_loss=last.test_loss if last else None,
         positive=last.positive if last else None,
+        warmup_seconds=progress.warmup_seconds,
         train_seconds=train_seconds,
         eval_seconds=sum(stats.eval_seconds for stats in history),
         total_seconds=time.perf_counter() - started,

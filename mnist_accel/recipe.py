@@ -135,7 +135,7 @@ class RunOptions:
     out: Annotated[str | None, option("the folder of the run (default: runs/RECIPE/TIME)", min_length=1)] = None
     device: Annotated[Literal["auto", "cpu", "cuda"], option("auto takes a GPU where there is one")] = "auto"
     precision: Annotated[
-        Literal["auto", "fp32", "fp16", "bf16"], option("auto takes what the launcher says, else fp32")
+        Literal["auto", "fp32", "tf32", "fp16", "bf16"], option("auto takes what the launcher says, else fp32")
     ] = "auto"
     processes: Annotated[
         int | None, option("how many processes to start, by torch's own launcher (default: this one)", ge=1, le=1024)

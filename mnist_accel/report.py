@@ -275,6 +275,8 @@ class RunReport:
                 )
             )
         times = f"training {result.train_seconds:.2f} s, evaluation {result.eval_seconds:.2f} s"
+        if result.warmup_seconds:
+            times = f"warm-up {result.warmup_seconds:.2f} s, {times}"
         # What trained before the interruption counts as training, but this process was not there.
         whole = "this session alone" if result.resumed_from else "all in all"
         rows.append(("time", f"{times}, {whole} {result.total_seconds:.2f} s"))

@@ -99,6 +99,7 @@ class RunResult:
     images_per_second: float
     claims: list[ClaimResult]
     dry_run: bool
+    warmup_seconds: float = 0.0  # before the clock of train_seconds: libraries starting up, a graph's capture
     resumed_from: str | None = None
     command: list[str]
     history: list[EpochStats]

@@ -140,11 +140,13 @@ def choose_precision(asked: str, device: str) -> str:
         if launcher not in LAUNCHER_PRECISIONS:
             raise UserError(f"{source}: not supported here. Type precision=bf16, precision=fp16 or precision=fp32")
         chosen = LAUNCHER_PRECISIONS[launcher]
-    if chosen == "fp16" and device == "cpu":
+    if chosen in ("fp16", "tf32") and device == "cpu":
         # Accelerate would train in fp32 and still call it fp16.
-        raise UserError(f"{source}: fp16 needs a GPU. Type precision=bf16 or precision=fp32")
+        raise UserError(f"{source}: {chosen} needs a GPU. Type precision=bf16 or precision=fp32")
     if chosen == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported():
         raise UserError(f"{source}: this GPU has no bf16. Type precision=fp16 or precision=fp32")
+    if chosen == "tf32" and not torch.cuda.is_tf32_supported():
+        raise UserError(f"{source}: this GPU has no tf32. Type precision=fp16 or precision=fp32")
     return chosen
 
 
@@ -160,7 +162,7 @@ def start_runtime(precision: str = "auto", device: str = "auto", threads: int = 
     accelerator = Accelerator(
         # Without cpu=True a --multi_gpu job on a machine without GPU becomes N jobs of one process each.
         cpu=device == "cpu",
-        mixed_precision="no" if precision == "fp32" else precision,
+        mixed_precision=precision if precision in ("fp16", "bf16") else "no",
         # A forgotten default config of accelerate's may ask for either: one would compile the network within the
         # first timed step, the other divide every gradient. How to learn is the recipe's to say.
         dynamo_backend="no",
@@ -181,12 +183,22 @@ def start_runtime(precision: str = "auto", device: str = "auto", threads: int = 
             f"{accelerator.num_processes}: all would write the same files. Type python launch.py processes=N"
         )
     torch.set_num_threads(threads)
+    fix_kernels(precision)
     keep_freed_memory()
     name = "cpu" if device == "cpu" else torch.cuda.get_device_name(accelerator.device)
     backend = torch.distributed.get_backend() if accelerator.num_processes > 1 else ""
     return Runtime(
         accelerator, name, precision, threads, backend, inherited_config(), ignored_settings(), which_restart()
     )
+
+
+def fix_kernels(precision: str) -> None:
+    """cuDNN convolves in TF32 unless told otherwise: 10 bits of mantissa. That has a word of its own here."""
+    multiplied_in = "tf32" if precision == "tf32" else "ieee"
+    torch.backends.cudnn.conv.fp32_precision = multiplied_in  # type: ignore[attr-defined]
+    torch.backends.cuda.matmul.fp32_precision = multiplied_in
+    # Chosen by timing them, kernels may differ after a resume.
+    torch.backends.cudnn.benchmark = False
 
 
 def keep_freed_memory() -> None:

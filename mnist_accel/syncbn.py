@@ -38,17 +38,20 @@ class SyncBatchNorm(nn.BatchNorm2d):
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         assert self.num_batches_tracked is not None
         across = (0, 2, 3)
-        own = images.new_tensor([self.counted * images.numel() / images.shape[1]])
-        count = all_reduced(own)
-        mean = SumOverRanks.apply(self.counted * images.sum(across)) / count
-        centred = images - mean[:, None, None]
+        # As torch's own: in half precision a count of 100,352 is inf or rounded, and a sum soon so as well.
+        values = images.to(torch.promote_types(images.dtype, torch.float32))
+        own = values.new_full((1,), self.counted * images.numel() / images.shape[1])  # filled where it is needed
+        sums = SumOverRanks.apply(torch.cat([self.counted * values.sum(across), own]))
+        count = sums[-1:].detach()
+        mean = sums[:-1] / count
+        centred = values - mean[:, None, None]
         variance = SumOverRanks.apply(self.counted * centred.square().sum(across)) / count
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return centred * scale[:, None, None] + self.bias[:, None, None]
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(images.dtype)
 
 
 def synchronise_batch_norm(model: nn.Module) -> None:

@@ -173,6 +173,7 @@ class Fitted:
     steps: list[StepInfo] = field(default_factory=list)
     states: list[dict[str, Tensor]] = field(default_factory=list)  # after each step
     error: Exception | None = None
+    warmup_seconds: float = 0.0
 
     @property
     def losses(self) -> list[float]:
@@ -204,6 +205,8 @@ def fit_(
     ema: float = 0.0,
     augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
     resident_bytes: int | None = None,
+    room: int = 0,
+    warm_up: bool = False,
     dry_run: bool = False,
     keep_states: bool = False,
     catch: type[Exception] | tuple[()] = (),
@@ -217,11 +220,13 @@ def fit_(
     """The real network, batches, optimizer and engine on ``data``; exceptions of the type ``catch`` are handed back.
 
     With ``save_in`` every save is a checkpoint there; a SIGTERM comes during step ``stop_after_steps``.
+    ``room`` is what copies of the images may take, as on a GPU.
     """
     stores = [
         ImageStore(images, labels, runtime.device, resident_bytes)
         for images, labels in ((data.train_images, data.train_labels), (data.test_images, data.test_labels))
     ]
+    stores[0].room = stores[0].room or room
     normalisation = {"mean": 0.1307, "std": 0.3081}
     torch.manual_seed(derive_seed(seed, "weights"))
     model = build_model(network, dropout).to(runtime.device, memory_format=torch.channels_last)
@@ -281,6 +286,8 @@ def fit_(
             dry_run=dry_run,
             position=position,
             save_every=save_every,
+            warm_up=warm_up,
+            on_warm_up=lambda seconds: setattr(fitted, "warmup_seconds", seconds),
             stop_signal=stop or stop_signal,
             on_save=on_save,
             on_step=on_step,

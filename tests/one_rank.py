@@ -16,7 +16,7 @@ from mnist_accel.engine import evaluate, train
 from mnist_accel.models import build_model
 from mnist_accel.objective import build_objective
 from mnist_accel.optim import WeightAverage, build_optimizer, lr_factor
-from mnist_accel.runtime import leave, prepare, start_runtime
+from mnist_accel.runtime import Runtime, leave, prepare, start_runtime
 from mnist_accel.stepping import Position, StepInfo
 from mnist_accel.syncbn import synchronise_batch_norm
 
@@ -38,6 +38,9 @@ class Doubled(nn.Module):
 
 def main(folder: Path, what: str, resumed_from: Path | None) -> None:
     runtime = start_runtime("fp32", "cpu", 1)
+    if what == "halves":
+        normalise_halves(folder, runtime)
+        return
     ranks = {"rank": runtime.rank, "world_size": runtime.world_size}
     normalisation = {"mean": 0.1307, "std": 0.3081}
     data = draw_dataset(0, TRAIN_IMAGES, TEST_IMAGES)
@@ -141,6 +144,35 @@ def main(folder: Path, what: str, resumed_from: Path | None) -> None:
             save_file({name: value.contiguous() for name, value in weights.items()}, folder / "weights.safetensors")
     if runtime.rank == 0:
         (folder / "said.json").write_text(json.dumps(said))
+    leave()
+    cli.end(0)
+
+
+def normalise_halves(folder: Path, runtime: Runtime) -> None:
+    """Batch norm in half precision over a batch that one process holds two thirds of, beside torch's own over all."""
+    generator = torch.Generator().manual_seed(0)
+    everything = torch.randn(3 * 64, 2, 28, 28, generator=generator) * 3 + 40  # 150,528 values a channel
+    mine = everything if runtime.world_size == 1 else (everything[:128], everything[128:])[runtime.rank]
+    facts: dict[str, object] = {"world_size": runtime.world_size}
+    for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
+        whole, layer = nn.BatchNorm2d(2), nn.BatchNorm2d(2)
+        synchronise_batch_norm(layer)
+        expected, inputs = everything.to(dtype).requires_grad_(), mine.to(dtype).requires_grad_()
+        expected_output, output = whole(expected), layer(inputs)
+        (expected_output.float() ** 3).sum().backward()
+        (output.float() ** 3).sum().backward()
+        share = slice(0, 128) if runtime.rank == 0 else slice(128, 192)
+        pairs = {
+            "outputs": (output, expected_output[share]),
+            "gradients": (inputs.grad, expected.grad[share]),
+            "mean": (layer.running_mean, whole.running_mean),
+            "variance": (layer.running_var, whole.running_var),
+        }
+        facts[name] = {key: (one - other).abs().max().item() for key, (one, other) in pairs.items()}
+        assert output.dtype == dtype and layer.running_var.dtype == torch.float32
+    (folder / f"said-{runtime.rank}.json").write_text(json.dumps(facts))
+    if runtime.rank == 0:
+        (folder / "said.json").write_text(json.dumps(facts))
     leave()
     cli.end(0)
 

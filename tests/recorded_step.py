@@ -53,17 +53,14 @@ class RecordedStep(DeviceStep):
         self.replays = 0
 
     def capture(self) -> Callable[[], None]:
-        ordinary = self.body
-
-        def recorded(chosen: Selection) -> None:
+        def recorded(chosen: Selection) -> Tensor:
             self.recording = Recording()
             with self.recording:
-                ordinary(chosen)
+                self.captured_loss = self.body(chosen)
+            return self.captured_loss
 
-        # A capture runs nothing. This one has to, so it keeps the warm-up's last step, which leaves no trace.
-        self.body = recorded  # type: ignore[method-assign]
-        self.warm_up()
-        self.body = ordinary  # type: ignore[method-assign]
+        # A capture runs nothing. This one has to, so it keeps the last of the steps that leave no trace.
+        self.try_out(recorded)
 
         def replay() -> None:
             self.replays += 1

@@ -105,6 +105,15 @@ def test_slants_stay_within_their_range_and_use_it() -> None:
     assert torch.equal(warps[:, 0, 0], warps[:, 1, 1]) and not warps[:, 1, 0].any()
 
 
+def test_turned_and_slanted_at_once_is_the_product_of_both() -> None:
+    """The draws of one seed are the same whatever is asked of them."""
+    turns, slants, both = (
+        drawn(seed=5, **ranges)[:, :, :2]
+        for ranges in ({"rotation": 40.0}, {"shear": 30.0}, {"rotation": 40.0, "shear": 30.0})
+    )
+    torch.testing.assert_close(both, turns @ slants, rtol=0, atol=1e-6)
+
+
 def test_a_shift_is_measured_in_the_image_as_it_is_seen_whatever_else_is_drawn() -> None:
     """The picture's centre lands at ± 10 % also where it is turned, slanted and made smaller at once."""
     warps = drawn(rotation=45, translation=0.1, scale=0.5, shear=20)

@@ -8,7 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from mnist_accel.data.batches import Augmentation, Batch, ImageStore, TestBatches, TrainBatches, prepare, rank_slice
+from mnist_accel.data import batches as batches_module
+from mnist_accel.data.batches import (
+    Augmentation,
+    Batch,
+    ImageStore,
+    TestBatches,
+    TrainBatches,
+    prepare,
+    rank_slice,
+    scored_at_once,
+)
 from mnist_accel.seeding import derive_seed
 
 CPU = torch.device("cpu")
@@ -192,6 +202,45 @@ def test_images_that_may_not_be_resident_give_the_same_batches(augmentation: Aug
     both_tests = (list(TestBatches(store, mean=0.1, std=0.3)) for store in (resident, fed))
     for one, other in zip(*both_tests, strict=True):
         assert torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
+
+
+@pytest.mark.parametrize("augmentation", [Augmentation(), WARPED])
+@pytest.mark.parametrize(("world_size", "batch_size", "first_step"), [(1, 25, 0), (1, 31, 2), (2, 25, 3), (7, 15, 0)])
+@pytest.mark.parametrize("copies", [1, 5])
+def test_images_put_in_order_once_an_epoch_give_the_same_batches(
+    augmentation: Augmentation, world_size: int, batch_size: int, first_step: int, copies: int
+) -> None:
+    """With room for bytes in order, and for floats besides; a rank without a share and the middle of an epoch as well.
+    107 images in batches of 15 leave two for seven ranks."""
+    size = IMAGES.numel()
+    roomy = a_store()
+    assert roomy.room == 0  # on a CPU batch by batch is faster
+    roomy.room = copies * size
+    for rank in range(world_size):
+        how = {"augmentation": augmentation, "batch_size": batch_size, "rank": rank, "world_size": world_size}
+        step_by_step, ahead = train_batches(std=0.3, mean=0.1, **how), train_batches(roomy, std=0.3, mean=0.1, **how)
+        once = copies == 5 and augmentation != WARPED
+        assert (ahead.orders_ahead, ahead.normalises_ahead, step_by_step.orders_ahead) == (True, once, False)
+        selections = list(ahead.selections(3, first_step))
+        assert {chosen.images.is_floating_point() for chosen in selections} == {once}
+        # Views of one piece of memory, which holds what this rank takes and nothing else.
+        pieces = {chosen.images.untyped_storage().data_ptr() for chosen in selections}
+        taken = sum(chosen.images.nbytes for chosen in selections)
+        assert len(pieces) == 1 and selections[0].images.untyped_storage().nbytes() == taken
+        for one, other in zip(step_by_step.epoch(3, first_step), ahead.epoch(3, first_step), strict=True):
+            assert torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
+            assert (one.counted, one.global_count) == (other.counted, other.global_count)
+    roomy.room = size - 1
+    assert not train_batches(roomy).orders_ahead
+
+
+@pytest.mark.parametrize(("free_gb", "at_once"), [(80, 10_000), (4, 4_096), (0, 1)])
+def test_a_gpu_scores_as_many_images_at_once_as_fit(
+    monkeypatch: pytest.MonkeyPatch, free_gb: int, at_once: int
+) -> None:
+    monkeypatch.setattr(batches_module, "free_memory", lambda device: free_gb * 2**30)
+    assert scored_at_once(torch.device("cuda", 0)) == at_once
+    assert scored_at_once(CPU) == 500
 
 
 def test_images_are_resident_up_to_exactly_the_limit() -> None:

@@ -5,8 +5,7 @@ On a CPU, where the step runs as it is, and recorded and replayed, which stands 
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,19 +15,21 @@ import torch
 from conftest import Fitted
 from recorded_step import RecordedStep
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mnist_accel.fit
 import mnist_accel.run
 from mnist_accel.checkpoint import Checkpoint, capture, newest_intact
 from mnist_accel.cli import parse
-from mnist_accel.data.batches import Augmentation, ImageStore
+from mnist_accel.data.batches import Augmentation, ImageStore, Selection
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.device_step import READ_EVERY, DeviceStep, can_capture
 from mnist_accel.engine import EachStep
 from mnist_accel.errors import Interrupted, TrainingFailed
 from mnist_accel.outcome import Watcher
 from mnist_accel.runtime import Runtime
-from recipes import load
+from mnist_accel.stepping import Position, backward, undone
+from recipes import load, names
 
 Fit = Callable[..., Fitted]
 MakeRuntime = Callable[..., Runtime]
@@ -94,7 +95,7 @@ def test_nothing_that_is_learned_differs(fit: Fit, runtime: Runtime, tiny: Datas
     unseen, unlooked = trained(fit, way, runtime, tiny, **REGIMES[regime])
     assert same(by_steps.tensors(), unlooked.tensors())
     for one, other in zip(ordinary.history, unseen.history, strict=True):
-        assert one.train_loss == pytest.approx(other.train_loss, rel=1e-12)
+        assert one.train_loss == other.train_loss
         assert (one.test_loss, one.correct, one.images, one.lr) == (
             other.test_loss,
             other.correct,
@@ -117,34 +118,156 @@ def test_a_step_asks_the_device_nothing(fit: Fit, runtime: Runtime, tiny: Datase
     for regime in REGIMES.values():
         _, built = trained(fit, RecordedStep, runtime, tiny, **regime)
         called = built.stepper.recording.names
-        assert {"index_select", "convolution_backward"} <= called
+        assert {"_amp_foreach_non_finite_check_and_unscale_", "convolution_backward"} <= called
         assert not called & {"_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal", "masked_select"}
 
 
+# Kernels of one step of each recipe at its own settings, ordinary and as a GPU replays it. On a GPU they are what a
+# step of such small networks costs: a change that raises one of these has to be worth it.
+AT_MOST = {
+    "onepoch": (53, 54),
+    "efficient25k": (63, 64),
+    "sub20k": (100, 101),
+    "compact13k": (87, 87),
+    "is3": (50, 53),
+}
+# What only makes another view of the same memory, or takes memory, and runs nothing.
+NO_KERNEL = {
+    *("_unsafe_view", "alias", "as_strided", "detach", "expand", "permute", "select", "slice", "split", "squeeze", "t"),
+    *("transpose", "unbind", "unsqueeze", "view", "empty", "empty_like", "empty_strided", "new_empty"),
+    *("_record_function_enter_new", "_record_function_exit"),
+}
+
+
+class Counting(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.called: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.called.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def kernels(self) -> int:
+        return sum(name not in NO_KERNEL for name in self.called)
+
+
+def test_there_is_a_bound_for_every_recipe() -> None:
+    assert AT_MOST.keys() == set(names())
+
+
+class CountedEachStep(EachStep):
+    def step(self, *args: Any) -> Any:
+        with Counting() as self.counting:
+            return super().step(*args)
+
+
+class CountedDeviceStep(DeviceStep):
+    def body(self, chosen: Selection) -> Tensor:
+        with Counting() as self.counting:
+            return super().body(chosen)
+
+
+@pytest.mark.parametrize("name", AT_MOST)
+def test_a_step_takes_no_more_kernels_than_it_did(fit: Fit, runtime: Runtime, tiny: Dataset, name: str) -> None:
+    recipe = load(name)
+    keys = ("dropout", "loss", "label_smoothing", "optimizer", "momentum", "nesterov", "weight_decay", "ema")
+    how: dict[str, Any] = {key: getattr(recipe, key) for key in (*keys, "clip_norm")}
+    how["augmentation"] = Augmentation(recipe.rotation, recipe.translation, recipe.scale, recipe.shear)
+    counted = []
+    for way in (CountedEachStep, CountedDeviceStep):
+        _, built = trained(fit, way, runtime, tiny, network=name, room=2**30, **how)
+        counted.append(built.stepper.counting.kernels)
+    assert all(kernels <= bound for kernels, bound in zip(counted, AT_MOST[name], strict=True)), counted
+
+
 @WAYS
-def test_warming_up_leaves_no_trace(fit: Fit, runtime: Runtime, tiny: Dataset, way: Way) -> None:
-    _, built = trained(fit, way, runtime, tiny, **REGIMES["sgd"] | {"epochs": 1})
-    stepper = built.stepper
-    told = (stepper.told, stepper.bad, stepper.found_inf)
-    before = {name: tensor.clone() for name, tensor in built.tensors().items()}
-    told_before = [tensor.clone() for tensor in told]
-    stepper.place(next(stepper.batches.selections(0)))
-    stepper.warm_up()
-    assert same(before, built.tensors())
-    assert all(torch.equal(one, other) for one, other in zip(told, told_before, strict=True))
+@pytest.mark.parametrize("regime", REGIMES)
+def test_images_put_in_order_ahead_are_the_same(
+    fit: Fit, runtime: Runtime, tiny: Dataset, regime: str, way: Way
+) -> None:
+    """As on a GPU with room for copies, where a step's images are a slice, and often normalised already."""
+    _, by_steps = trained(fit, EachStep, runtime, tiny, **REGIMES[regime])
+    _, unlooked = trained(fit, way, runtime, tiny, room=2**30, **REGIMES[regime])
+    batches = unlooked.stepper.batches
+    assert batches.orders_ahead and batches.normalises_ahead == ("augmentation" not in REGIMES[regime])
+    assert same(by_steps.tensors(), unlooked.tensors())
+
+
+# Warming up before the clock
+
+
+@pytest.mark.parametrize("way", [EachStep, DeviceStep, RecordedStep])
+@pytest.mark.parametrize("regime", REGIMES)
+def test_warming_up_leaves_no_trace(
+    fit: Fit, runtime: Runtime, tiny: Dataset, regime: str, way: type[EachStep] | Way
+) -> None:
+    def kept(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in tensors.items()}
+
+    cold, without = trained(fit, way, runtime, tiny, **REGIMES[regime])
+    warm, after = trained(fit, way, runtime, tiny, warm_up=True, **REGIMES[regime])
+    assert (cold.warmup_seconds, warm.warmup_seconds > 0) == (0, True)
+    assert same(without.tensors(), after.tensors()) and warm.losses == cold.losses
+    assert [stats.test_loss for stats in warm.history] == [stats.test_loss for stats in cold.history]
+    # Again, now that there is momentum and an average: nothing that training goes on from may differ.
+    stepper, before = after.stepper, kept(after.tensors())
+    steps, drawn = stepper.average and stepper.average.steps, torch.get_rng_state()
+    with undone(stepper.model, stepper.optimizer, runtime.accelerator, stepper.average):
+        stepper.model.train()
+        stepper.warm_up(next(stepper.batches.selections(0)), 1)
+        assert way is RecordedStep or not same(before, after.tensors())  # what is recorded already is not tried out
+    assert same(before, after.tensors())
+    assert (stepper.average and stepper.average.steps) == steps
+    assert torch.equal(torch.get_rng_state(), drawn)
     assert all(parameter.grad is None for parameter in stepper.model.parameters())
 
 
+@WAYS
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_warming_up_before_the_first_step_makes_the_state_that_it_starts_from(
+    fit: Fit, runtime: Runtime, tiny: Dataset, optimizer: str, way: Way
+) -> None:
+    _, built = trained(fit, way, runtime, tiny, epochs=0, optimizer=optimizer, momentum=0.9)
+    stepper = built.stepper
+    with undone(stepper.model, stepper.optimizer, runtime.accelerator, None, stepper.found_inf):
+        stepper.warm_up(next(stepper.batches.selections(0)), 1)
+    state = {name: tensor for name, tensor in built.tensors().items() if name.startswith("optimizer.")}
+    assert state and not any(tensor.any() for tensor in state.values())
+
+
+def test_fp16s_scale_is_taken_back(fit: Fit, runtime: Runtime, tiny: Dataset) -> None:
+    """It doubles after one good step here, where warming up takes three."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=1)
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    accelerator = SimpleNamespace(device=torch.device("cpu"), scaler=scaler)
+    with undone(model, optimizer, accelerator, None):  # type: ignore[arg-type]
+        backward(model(torch.ones(1, 1)).sum(), 0.5, accelerator)  # type: ignore[arg-type]
+        assert model.weight.grad is not None and model.weight.grad.item() == 0.5 * 4
+        scaler.step(optimizer)
+        scaler.update()
+        assert scaler.get_scale() == 8
+    assert scaler.get_scale() == 4 and model.weight.grad is None
+
+
+def test_a_loss_that_is_no_number_is_told_by_the_first_step_as_without_a_warm_up(
     fit: Fit, runtime: Runtime, tiny: Dataset
 ) -> None:
-    for optimizer in ("sgd", "adam", "adamw"):
-        how = {"optimizer": optimizer, "momentum": 0.9}
-        _, built = trained(fit, DeviceStep, runtime, tiny, epochs=0, **how)
-        built.stepper.place(next(built.stepper.batches.selections(0)))
-        built.stepper.warm_up()
-        state = {name: tensor for name, tensor in built.tensors().items() if name.startswith("optimizer.")}
-        assert state and not any(tensor.any() for tensor in state.values())
+    def poison(layer: torch.nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return output * math.inf
+
+    for way in (EachStep, DeviceStep, RecordedStep):
+        handle = torch.nn.modules.module.register_module_forward_hook(poison)
+        try:
+            failed, built = trained(fit, way, runtime, tiny, warm_up=True, ema=0.5, catch=TrainingFailed)
+        finally:
+            handle.remove()
+        _, clean = trained(fit, way, runtime, tiny, ema=0.5, epochs=0)
+        assert "at epoch 1, step 1;" in str(failed.error) and "lr than 0.01" in str(failed.error)
+        learned = but_statistics(built.tensors())
+        assert all(torch.equal(tensor, learned[name]) for name, tensor in but_statistics(clean.tensors()).items())
 
 
 # What is told
@@ -197,57 +320,18 @@ def test_a_capture_that_fails_costs_one_line_and_not_the_run(fit: Fit, runtime: 
     assert same(by_steps.tensors(), built.tensors())
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_a_capture_comes_after_a_warm_up_on_the_same_stream_and_cleans_up_behind_it(
-    fit: Fit, runtime: Runtime, tiny: Dataset, monkeypatch: pytest.MonkeyPatch, fails: bool
+@pytest.mark.parametrize("warm_up", [False, True])
+def test_a_warm_up_without_enough_memory_is_no_failed_capture(
+    fit: Fit, runtime: Runtime, tiny: Dataset, warm_up: bool
 ) -> None:
-    """The one function that only a GPU can run, with torch.cuda replaced by what notes down its calls."""
-    happened: list[str] = []
+    class NoMemory(RecordedStep):
+        def try_out(self, body: Callable[..., Tensor]) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    class Stream:
-        def __init__(self, name: str):
-            self.name = name
-
-        def wait_stream(self, other: "Stream") -> None:
-            happened.append(f"{self.name} waits for {other.name}")
-
-    @contextmanager
-    def inside(name: str) -> Iterator[None]:
-        happened.append(name)
-        try:
-            yield
-        finally:
-            happened.append(f"end of {name}")
-
-    def body(chosen: Any) -> None:
-        happened.append("capturable step" if stepper.optimizer.param_groups[0]["capturable"] else "step")
-        if fails and "capture on side" in happened:
-            raise RuntimeError("not permitted")
-
-    generator = SimpleNamespace(clone_state=lambda: "unharmed", graphsafe_set_state=happened.append)
-    monkeypatch.setattr(torch.cuda, "default_generators", (generator,))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("main"))
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("side"))
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: inside(stream.name))
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: inside(f"capture on {stream.name}"))
-    _, built = trained(fit, DeviceStep, runtime, tiny, epochs=0, optimizer="adam")
-    stepper = built.stepper
-    stepper.body = body
-    stepper.place(next(stepper.batches.selections(0)))
-    assert (stepper.try_capture() is None) == fails
-    assert happened == [
-        "side waits for main",
-        "side",
-        *["step"] * 3,
-        "capture on side",
-        "capturable step",
-        "end of capture on side",
-        "end of side",
-        *["unharmed"] * fails,
-        "main waits for side",
-    ]
-    assert not stepper.optimizer.param_groups[0]["capturable"]
+    said: list[str] = []
+    with pytest.raises(torch.OutOfMemoryError):
+        fit(runtime, tiny, build_stepper=Built(NoMemory, tell=said.append), warm_up=warm_up)
+    assert said == []
 
 
 # A loss that is no number
@@ -288,9 +372,16 @@ def test_the_first_bad_loss_is_the_one_that_is_told(fit: Fit, runtime: Runtime, 
     _, built = trained(fit, DeviceStep, runtime, tiny, epochs=0)
     stepper = built.stepper
     for loss, masked in ((1.5, 0), (2.5, 0), (math.inf, 1), (3.0, 1), (math.nan, 1)):
-        stepper.judge(torch.tensor(loss))
-        assert (stepper.bad, stepper.found_inf) == (bool(masked), masked)
-    assert stepper.told.tolist() == [math.inf, 3]
+        value = torch.tensor(loss)
+        stepper.judge(value)
+        assert stepper.found_inf == masked
+        assert value.item() == loss or math.isnan(loss)
+        stepper.losses[len(stepper.unread)].copy_(value)
+        stepper.unread.append((10, 0.25))
+    position = Position(epoch=2, step=14, loss_sum=7.0, images=140)  # the fifth of these is under way
+    with pytest.raises(TrainingFailed, match=r"^loss is inf at epoch 3, step 13; .* than 0\.25,"):
+        stepper.read(position)
+    assert (position.step, position.images, position.loss_sum) == (12, 120, 7.0 + 1.5 + 2.5)
 
 
 @WAYS
@@ -355,8 +446,7 @@ def test_interrupted_and_resumed_is_as_never_interrupted(
     checkpoint = interrupted(fit, runtime, tiny, tmp_path, first, how)
     resumed, rest = trained(fit, second, runtime, tiny, resumed=checkpoint, **how)
     assert same(uninterrupted.tensors(), rest.tensors())
-    losses, losses_resumed = ([s.train_loss for s in fitted.history] for fitted in (whole, resumed))
-    assert losses_resumed == (losses if first is second else pytest.approx(losses, rel=1e-12))
+    assert [s.train_loss for s in resumed.history] == [s.train_loss for s in whole.history]
     assert [s.test_loss for s in resumed.history] == [s.test_loss for s in whole.history]
 
 

@@ -54,6 +54,37 @@ def test_parameters_change_as_under_torchs_own_optimizer(
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_momentum_from_zero_gives_torchs_own_steps_bit_for_bit(nesterov: bool) -> None:
+    settings = {**SETTINGS, "momentum": 0.9, "nesterov": nesterov, "weight_decay": 0.1}
+    ours, theirs = start(), start()
+    mine, fused = build_optimizer("sgd", ours, **settings), torch.optim.SGD(theirs, fused=True, **settings)
+    assert all(not state["momentum_buffer"].any() for state in mine.state.values()) and len(mine.state) == 3
+    five_steps(ours, mine)
+    five_steps(theirs, fused)
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(one, other)
+        assert torch.equal(mine.state[one]["momentum_buffer"], fused.state[other]["momentum_buffer"])
+    assert not build_optimizer("sgd", start(), **SETTINGS).state
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_a_first_step_that_is_masked_leaves_nothing_behind(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As fp16's scaler masks it where gradients overflow. Memory that nobody has written may hold anything."""
+    monkeypatch.setattr(torch, "empty_like", lambda tensor, **how: torch.full_like(tensor, math.nan, **how))
+    masked, plain = start(), start()
+    settings = {**SETTINGS, "momentum": 0.9}
+    optimizer = build_optimizer(name, masked, **settings)
+    optimizer.found_inf = torch.ones(())  # type: ignore[attr-defined]
+    for parameter in masked:
+        parameter.grad = torch.full_like(parameter, math.inf)
+    optimizer.step()
+    optimizer.found_inf.zero_()  # type: ignore[attr-defined]
+    five_steps(masked, optimizer)
+    five_steps(plain, build_optimizer(name, plain, **settings))
+    assert all(torch.equal(one, other) for one, other in zip(masked, plain, strict=True))
+
+
 def test_decay_is_decoupled_with_adamw_only() -> None:
     """Where the loss asks for nothing, AdamW still shrinks by lr × decay; Adam's normalised step is a whole lr."""
     for name, after in (("adamw", 1 - 0.1 * 0.1), ("adam", 1 - 0.1)):
@@ -160,6 +191,24 @@ def test_the_average_equals_a_plain_loop() -> None:
     with average.in_place(restore=True):
         for one, other in zip(floats(model), by_hand, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_an_average_that_asks_the_device_nothing_is_the_same_bit_for_bit_and_skips_what_is_bad() -> None:
+    models = [a_model().to(memory_format=torch.channels_last) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    plain, unasked = (WeightAverage(model, decay=0.8) for model in models)
+    assert [tensor.stride() for tensor in unasked.average] == [tensor.stride() for tensor in unasked.live]
+    for step in range(1, 16):
+        for model in models:
+            change(model, by=0.1 * step)
+        plain.update()
+        unasked.update_unless(torch.zeros(()), torch.tensor(unasked.next_weight()))
+    before = [tensor.clone() for tensor in unasked.average]
+    assert all(torch.equal(one, other) for one, other in zip(plain.average, before, strict=True))
+    change(models[1], by=math.nan)
+    unasked.update_unless(torch.ones(()), torch.tensor(0.5))
+    assert all(torch.equal(one, other) for one, other in zip(unasked.average, before, strict=True))
 
 
 def test_the_average_is_in_the_model_inside_and_the_models_own_weights_return() -> None:

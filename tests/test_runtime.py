@@ -113,9 +113,37 @@ def test_auto_takes_what_the_launcher_says_and_a_key_overrides_it(
 def test_fp16_on_a_cpu_is_refused_whoever_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"^precision=fp16: fp16 needs a GPU\. Type precision=bf16 or precision=fp32$"):
         choose_precision("fp16", "cpu")
+    with pytest.raises(UserError, match=r"^precision=tf32: tf32 needs a GPU\. Type precision=bf16 or precision=fp32$"):
+        choose_precision("tf32", "cpu")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     with pytest.raises(UserError, match=r"^mixed_precision=fp16 \(from the launcher\): fp16 needs a GPU\. Type "):
         choose_precision("auto", "cpu")
+
+
+def test_a_gpu_that_has_it_not_is_refused_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_tf32_supported", lambda: False)
+    with pytest.raises(UserError, match=r"^precision=tf32: this GPU has no tf32\. Type precision=fp16 or "):
+        choose_precision("tf32", "cuda")
+    monkeypatch.setattr(torch.cuda, "is_tf32_supported", lambda: True)
+    assert choose_precision("tf32", "cuda") == "tf32"
+
+
+def test_fp32_is_fp32_and_tf32_has_to_be_asked_for(
+    make_runtime: MakeRuntime, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """In convolutions, which cuDNN makes in TF32 by itself, and in matrix products; each start sets both ways."""
+    monkeypatch.setattr(module, "choose_precision", lambda asked, device: asked)
+
+    def in_effect() -> tuple[str, str]:
+        return torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+
+    for precision, expected in (("tf32", "tf32"), ("fp32", "ieee"), ("tf32", "tf32"), ("bf16", "ieee")):
+        torch.backends.cudnn.benchmark = True
+        runtime = make_runtime(precision)
+        assert runtime.precision == precision and in_effect() == (expected, expected)
+        assert runtime.accelerator.mixed_precision == ("bf16" if precision == "bf16" else "no")
+        assert not torch.backends.cudnn.benchmark  # timed kernels may be others after a resume
+    assert not recwarn
 
 
 def test_a_precision_of_the_launchers_that_is_not_supported_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,3 +135,15 @@ def test_batch_norm_over_all_processes_is_that_of_one(ranks: Ranks) -> None:
     assert many.facts["losses"] == pytest.approx(one.facts["losses"], rel=1e-9)
     for name, tensor in one.weights.items():
         torch.testing.assert_close(many.weights[name], tensor, rtol=0, atol=1e-9, msg=lambda m, name=name: name + m)
+
+
+def test_batch_norm_over_all_processes_is_that_of_one_also_in_half_precision(ranks: Ranks) -> None:
+    """Its 150,528 values a channel are more than fp16 can count, and bf16 would round their number."""
+    folder = ranks(2, "halves").folder
+    for rank in range(2):
+        said = json.loads((folder / f"said-{rank}.json").read_text())
+        for name, step in (("fp16", 2**-10), ("bf16", 2**-7)):  # between two numbers of this precision above 1
+            found = said[name]
+            # An output is below 8 and a gradient below 64, each rounded once; a wrong count is off by much more.
+            assert found["outputs"] <= 4 * step and found["gradients"] <= 32 * step, (name, found)
+            assert found["mean"] < 1e-4 and found["variance"] < 1e-4, (name, found)

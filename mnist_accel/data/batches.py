@@ -4,7 +4,7 @@ The order of an epoch is a pure function of (seed, epoch). The global batch at s
 its part of that slice, so the samples seen do not depend on how many processes there are.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -14,6 +14,9 @@ from torch import Tensor
 from mnist_accel.data.augment import draw_warps, warp
 from mnist_accel.phase import Phase, unmarked
 from mnist_accel.seeding import derive_seed
+
+FLOAT_BYTES = 4
+SCORING_BYTES = 2**20  # an image: some 0.3 MB of activations in the widest network, and cuDNN's workspaces
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which images a step takes, and how each is to be warped; nothing is loaded yet."""
+    """The images of a step on the device, and how each is to be warped."""
 
-    indices: Tensor  # int64 [n], beside the images
-    warps: Tensor | None  # [n, 2, 3], on the device
+    images: Tensor  # uint8 [n, 28, 28]; float [n, 1, 28, 28] where the whole epoch was normalised at once
+    labels: Tensor  # int64 [n]
+    warps: Tensor | None  # [n, 2, 3]
     counted: int  # as in Batch
     global_count: int
 
@@ -56,12 +60,16 @@ class ImageStore:
 
     def __init__(self, images: Tensor, labels: Tensor, device: torch.device, resident_bytes: int | None = None):
         size = images.numel() * images.element_size() + labels.numel() * labels.element_size()
-        self.resident = size <= (free_memory(device) if resident_bytes is None else resident_bytes)
+        limit = free_memory(device) if resident_bytes is None else resident_bytes
+        self.resident = size <= limit
         self.device = device
         home = device if self.resident else torch.device("cpu")
         self.images = images.to(home)
         self.labels = labels.to(home)
         self.pinned = not self.resident and device.type == "cuda"
+        # What copies of the images may take besides. On a CPU a copy would cost more than it saves: 60,000 images put
+        # in order at once and then normalised by the batch take 160 ms, batch by batch, which stay in the cache, 72.
+        self.room = 0 if not self.resident or device.type == "cpu" else min(limit - size, free_memory(device))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -107,6 +115,12 @@ class TrainBatches:
         self.augmentation = augmentation
         self.rank, self.world_size = rank, world_size
         self.steps_per_epoch = ceil(len(store) / batch_size)
+        # On a GPU a step of such small networks is bound by the number of its kernels, so what can be done for a whole
+        # epoch at once is. Decided here once: a captured step expects the same kind of images in every epoch.
+        pixels = store.images.numel()
+        self.orders_ahead = pixels <= store.room
+        # A warp pads with background before normalising, and there nothing can be normalised ahead.
+        self.normalises_ahead = not any(vars(augmentation).values()) and pixels + FLOAT_BYTES * pixels <= store.room
 
     def order(self, epoch: int) -> Tensor:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
@@ -117,25 +131,46 @@ class TrainBatches:
         return map(self.load, self.selections(epoch, first_step))
 
     def load(self, chosen: Selection, phase: Phase = unmarked) -> Batch:
-        with phase("data"):
-            raw, labels = self.store.take(chosen.indices)
-            images = prepare(raw, self.mean, self.std, chosen.warps, phase)
-        return Batch(images, labels, chosen.counted, chosen.global_count)
+        images = chosen.images
+        if not images.is_floating_point():
+            with phase("data"):
+                images = prepare(images, self.mean, self.std, chosen.warps, phase)
+        return Batch(images, chosen.labels, chosen.counted, chosen.global_count)
 
-    def selections(self, epoch: int, first_step: int = 0) -> Iterator[Selection]:
+    def selections(self, epoch: int, first_step: int = 0, phase: Phase = unmarked) -> Iterator[Selection]:
         """The steps of one epoch from ``first_step`` on, which makes resuming in its middle exact."""
+        with phase("data"):
+            shares = [self.share(step) for step in range(first_step, self.steps_per_epoch)]
+            loaded = self.ahead(epoch, shares) if self.orders_ahead else self.one_by_one(epoch, shares)
+            warps = draw_warps(len(self.store), derive_seed(self.seed, "warp", epoch), **vars(self.augmentation))
+            if warps is not None:
+                warps = warps.to(self.store.device)
+        for mine, counted, global_count in shares:
+            with phase("data"):
+                images, labels = next(loaded)
+            yield Selection(images, labels, None if warps is None else warps[mine], counted, global_count)
+
+    def share(self, step: int) -> tuple[slice, int, int]:
+        """This rank's part of the epoch's order in ``step``, how many of its images count, and how many of all do."""
+        start, stop = step * self.batch_size, min((step + 1) * self.batch_size, len(self.store))
+        mine = rank_slice(start, stop, self.rank, self.world_size)
+        counted = mine.stop - mine.start
+        # Every rank has to run forward and backward; one without a share does with an image that counts for nothing.
+        return mine if counted else slice(start, start + 1), counted, stop - start
+
+    def one_by_one(self, epoch: int, shares: Sequence[tuple[slice, int, int]]) -> Iterator[tuple[Tensor, Tensor]]:
         order = self.order(epoch).to(self.store.images.device)
-        warps = draw_warps(len(order), derive_seed(self.seed, "warp", epoch), **vars(self.augmentation))
-        if warps is not None:
-            warps = warps.to(self.store.device)
-        for step in range(first_step, self.steps_per_epoch):
-            start, stop = step * self.batch_size, min((step + 1) * self.batch_size, len(order))
-            mine = rank_slice(start, stop, self.rank, self.world_size)
-            counted = mine.stop - mine.start
-            if counted == 0:
-                # Every rank has to run forward and backward; this one does with an image that counts for nothing.
-                mine = slice(start, start + 1)
-            yield Selection(order[mine], None if warps is None else warps[mine], counted, global_count=stop - start)
+        return (self.store.take(order[mine]) for mine, *_ in shares)
+
+    def ahead(self, epoch: int, shares: Sequence[tuple[slice, int, int]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """All that this rank still takes in the epoch put in order at once, so that a step's images are a slice."""
+        order = self.order(epoch)
+        parts = [order[mine] for mine, *_ in shares]
+        images, labels = self.store.take(torch.cat(parts).to(self.store.images.device))
+        if self.normalises_ahead:
+            images = prepare(images, self.mean, self.std)
+        sizes = [len(part) for part in parts]
+        return zip(images.split(sizes), labels.split(sizes), strict=True)
 
 
 class TestBatches:
@@ -151,12 +186,12 @@ class TestBatches:
         std: float,
         rank: int = 0,
         world_size: int = 1,
-        batch_size: int = 500,
+        batch_size: int | None = None,
     ):
         self.store = store
         self.mean, self.std = mean, std
         self.share = rank_slice(0, len(store), rank, world_size)
-        self.batch_size = batch_size
+        self.batch_size = batch_size or scored_at_once(store.device)
 
     def __iter__(self) -> Iterator[Batch]:
         for start in range(self.share.start, self.share.stop, self.batch_size):
@@ -164,6 +199,11 @@ class TestBatches:
             indices = torch.arange(start, stop, device=self.store.images.device)
             raw, labels = self.store.take(indices)
             yield Batch(prepare(raw, self.mean, self.std), labels, stop - start, global_count=stop - start)
+
+
+def scored_at_once(device: torch.device) -> int:
+    """On a GPU as many images as memory lets there be; on a CPU as many as stay in its cache."""
+    return 500 if device.type == "cpu" else max(1, min(10_000, free_memory(device) // SCORING_BYTES))
 
 
 def prepare(raw: Tensor, mean: float, std: float, warps: Tensor | None = None, phase: Phase = unmarked) -> Tensor:
