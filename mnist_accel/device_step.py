@@ -111,8 +111,7 @@ class DeviceStep:
     def warm_up(self, chosen: Selection, dropout_seed: int) -> None:
         seed_device(self.device, dropout_seed)
         if self.replay_of(chosen) is None:
-            for _ in range(WARM_UP_STEPS):
-                self.body(chosen)
+            self.try_out(self.body, chosen)
 
     def replay_of(self, chosen: Selection) -> Callable[[], None] | None:
         """What replays the captured step on these images. An epoch's last batch may be smaller, and a graph has one
@@ -198,7 +197,7 @@ class DeviceStep:
         try:
             # Around torch's own, which does not leave the stream where a capture fails.
             with torch.cuda.stream(side):
-                self.try_out(self.body)
+                self.try_out(self.body, self.fixed)
                 self.allow_capture(True)
                 with torch.cuda.graph(graph, stream=side):
                     self.captured_loss = self.body(self.fixed)
@@ -217,9 +216,8 @@ class DeviceStep:
             if "capturable" in group:
                 group["capturable"] = allowed
 
-    def try_out(self, body: Callable[[Selection], Tensor]) -> None:
+    def try_out(self, body: Callable[[Selection], Tensor], chosen: Selection) -> None:
         """Steps that leave nothing behind, so that what a library does once is not captured."""
-        assert self.fixed is not None
         with undone(self.model, self.optimizer, self.accelerator, self.average, self.found_inf):
             for _ in range(WARM_UP_STEPS):
-                body(self.fixed)
+                body(chosen)

@@ -60,7 +60,8 @@ class RecordedStep(DeviceStep):
             return self.captured_loss
 
         # A capture runs nothing. This one has to, so it keeps the last of the steps that leave no trace.
-        self.try_out(recorded)
+        assert self.fixed is not None
+        self.try_out(recorded, self.fixed)
 
         def replay() -> None:
             self.replays += 1

@@ -167,7 +167,7 @@ TYPING_MISTAKES: list[tuple[list[str], str]] = [
     ),
     (
         ["recipe=onepoch", "precision=fp61"],
-        "precision=fp61: must be 'auto', 'fp32', 'fp16' or 'bf16'. For example precision=auto",
+        "precision=fp61: must be 'auto', 'fp32', 'tf32', 'fp16' or 'bf16'. For example precision=auto",
     ),
     (
         ["recipe=compact13k", "epochs=0"],
