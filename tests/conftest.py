@@ -1,10 +1,12 @@
 """What the tests share: a tiny data set, Accelerate with its memory wiped, and ``launch.py`` in real processes.
 
-``launch.py`` takes seconds to import torch, so the runs that several files look at are fixtures of the whole session.
+``launch.py`` takes seconds to import torch, so the runs that several files look at are made once a session, for all of
+pytest-xdist's workers: a test that changes one takes a copy.
 """
 
 import fcntl
 import os
+import pickle
 import pty
 import signal
 import struct
@@ -23,6 +25,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from filelock import FileLock
 from jobs import ROOT, TWO, WORDS, Begin, Launch, Run, a_run, as_if_killed, beginning, file_limit
 from mirror import Server
 from safetensors.torch import load_file
@@ -51,6 +54,13 @@ LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "A
 def pytest_make_parametrize_id(val: object) -> str | None:
     """Bytes as text would be unreadable, and a gzip file holds the time of day: xdist's workers would disagree."""
     return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A slow test may take longer than pyproject.toml lets the others."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(1200))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -303,12 +313,33 @@ def fit_(
 
 
 @pytest.fixture(scope="session")
-def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def common_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all of pytest-xdist's workers."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def made_once(common_folder: Path) -> Callable[..., Any]:
+    """``made_once(name, make)``: what ``make(folder)`` gives, made by the worker that is first to ask for it."""
+
+    def made_once(name: str, make: Callable[[Path], Any]) -> Any:
+        kept = common_folder / f"{name}.pickle"
+        with FileLock(common_folder / f"{name}.lock"):
+            if not kept.exists():
+                kept.write_bytes(pickle.dumps(make(common_folder / name)))
+        return pickle.loads(kept.read_bytes())
+
+    return made_once
+
+
+@pytest.fixture(scope="session")
+def clean_environment(common_folder: Path) -> dict[str, str]:
     """No GPU, no MNIST, no launcher, no settings of the user's; the synthetic digits are drawn already."""
-    home = tmp_path_factory.mktemp("cache")
+    home = common_folder / "cache"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(home))
-        load_dataset("synthetic")
+        load_dataset("synthetic")  # by the first worker, which the others wait for
     kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
     return kept | {
         "XDG_CACHE_HOME": str(home),
@@ -379,17 +410,16 @@ def run_in_terminal(clean_environment: dict[str, str]) -> Callable[..., tuple[in
 
 
 @pytest.fixture(scope="session")
-def dry_run(run_launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def dry_run(run_launch: Launch, made_once: Callable[..., Run]) -> Run:
     """One step of the recipe with the most claims."""
-    folder = tmp_path_factory.mktemp("runs") / "dry"
-    return a_run(run_launch, folder, "recipe=efficient25k", "dry_run=true", "threads=1")
+    words = ("recipe=efficient25k", "dry_run=true", "threads=1")
+    return made_once("dry", lambda folder: a_run(run_launch, folder, *words))
 
 
 @pytest.fixture(scope="session")
-def trained_run(run_launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def trained_run(run_launch: Launch, made_once: Callable[..., Run]) -> Run:
     """A whole run, and a short one: 60 steps an epoch. Of its checkpoints those after step 100 and 120 are left."""
-    folder = tmp_path_factory.mktemp("runs") / "trained"
-    return a_run(run_launch, folder, *WORDS, "checkpoint_every=100")
+    return made_once("trained", lambda folder: a_run(run_launch, folder, *WORDS, "checkpoint_every=100"))
 
 
 @pytest.fixture
@@ -399,10 +429,9 @@ def late(trained_run: Run, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained_by_two(run_launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def trained_by_two(run_launch: Launch, made_once: Callable[..., Run]) -> Run:
     """A whole run on two processes. Of its checkpoints those after step 40 and 60 are left."""
-    folder = tmp_path_factory.mktemp("runs") / "trained-by-two"
-    return a_run(run_launch, folder, *TWO, "checkpoint_every=40")
+    return made_once("trained-by-two", lambda folder: a_run(run_launch, folder, *TWO, "checkpoint_every=40"))
 
 
 @pytest.fixture
@@ -411,9 +440,9 @@ def late_two(trained_by_two: Run, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def two_processes(run_launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    folder = tmp_path_factory.mktemp("runs") / "two"
-    return a_run(run_launch, folder, "recipe=is3", "processes=2", "dry_run=true", "threads=1")
+def two_processes(run_launch: Launch, made_once: Callable[..., Run]) -> Run:
+    words = ("recipe=is3", "processes=2", "dry_run=true", "threads=1")
+    return made_once("two", lambda folder: a_run(run_launch, folder, *words))
 
 
 @pytest.fixture

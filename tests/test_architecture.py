@@ -139,7 +139,7 @@ def test_nothing_is_done_for_one_recipe_by_its_name() -> None:
 
 
 def in_a_fresh_process(code: str) -> str:
-    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 

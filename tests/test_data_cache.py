@@ -195,7 +195,7 @@ def test_a_failure_is_shared_with_those_who_waited_and_with_nobody_else(
     monkeypatch.setattr(cache, "FileLock", SeenLock)
     with pytest.raises(DownloadError, match="no network"):
         load_or_make("data", FILES, fail_once_the_other_waits)
-    waiter.join()
+    waiter.join(60)
     assert reasons == ["no network"]
     assert make.calls == 0
     assert load_or_make("data", FILES, make).origin == "made"  # whoever comes later tries again
@@ -227,7 +227,7 @@ def test_a_killed_process_blocks_nobody_and_its_leftovers_go(make: Maker, folder
     assert process.stdout is not None
     assert process.stdout.readline() == "writing\n"
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.communicate(timeout=60)
     assert names(folder) == ["data.lock", f"data.safetensors.{process.pid}.tmp"]
     assert load_or_make("data", FILES, make, lock_seconds=10).origin == "made"
     assert names(folder) == ["data.lock", "data.safetensors"]

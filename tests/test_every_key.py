@@ -193,6 +193,14 @@ def test_device_cuda_needs_a_gpu(run_here: RunHere, monkeypatch: pytest.MonkeyPa
     assert run_here(*typed(TEN | PLAIN), "device=cpu", "dry_run=true").result.device == "cpu"
 
 
+def test_more_processes_than_gpus_are_refused_before_one_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    request = cli.parse(["recipe=is3", "processes=4", "precision=fp32"], recipes.names(), recipes.load)
+    with pytest.raises(UserError, match="processes=4: more than the 2 GPUs of this machine"):
+        run.check(request)
+
+
 @pytest.mark.parametrize(("processes", "starts"), [(1, []), (3, [(3, ["recipe=is3", "processes=3", "seed=5"])])])
 def test_processes_starts_as_many_with_the_same_words(
     processes: int, starts: list[Any], monkeypatch: pytest.MonkeyPatch

@@ -171,7 +171,8 @@ def test_a_file_dropped_into_the_folder_is_a_recipe(tmp_path: Path, root: Path) 
 
     def launch(*words: str) -> str:
         command = [sys.executable, "launch.py", *words]
-        ended = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(root)}, capture_output=True, text=True)
+        environment = {"PYTHONPATH": str(root)}
+        ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
         assert (ended.returncode, ended.stderr) == (0, "")
         return ended.stdout
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import Run
+from conftest import Launch, Run
 
 import recipes
 from mnist_accel import report
@@ -292,6 +292,13 @@ def test_in_a_pipe_there_are_plain_lines_only(dry_run: Run) -> None:
     starts = [line.split()[0] for line in lines if line.strip()]
     for fact in ("recipe", "model", "training", "device", "data", "images", "run", "dry", "epoch", "accuracy", "time"):
         assert fact in starts
+    assert sum(line.startswith("epoch 1/1  loss ") for line in lines) == 1
+
+
+def test_an_output_that_knows_ascii_only_is_written_to_all_the_same(run_launch: Launch) -> None:
+    ended = run_launch(env={"PYTHONIOENCODING": "ascii"})
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "? 98.13" in ended.stdout  # ≥
 
 
 def test_a_synthetic_dry_run_says_that_it_is_not_compared_and_judges_the_parameters(dry_run: Run) -> None:
