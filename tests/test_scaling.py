@@ -222,7 +222,7 @@ def test_every_job_gets_each_key_once(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    """Both kinds of job, as the keys that they would read; a key that comes twice is refused there."""
+    """Both kinds of job, as the keys that they would read. A key that comes twice is refused there; `is3` has 50 epochs."""
     monkeypatch.setenv("XDG_CACHE_HOME", clean_environment["XDG_CACHE_HOME"])
     jobs: list[cli.Request] = []
 
@@ -236,7 +236,16 @@ def test_every_job_gets_each_key_once(
         return json.dumps({"shares": [0.1]})
 
     monkeypatch.setattr(scaling, "run_python", printed)
-    words = ("processes=1,2", "repeats=1", "plot=false", "device=cpu", "dataset=synthetic", "seed=7", *typed)
+    words = (
+        "processes=1,2",
+        "repeats=1",
+        "plot=false",
+        "device=cpu",
+        "dataset=synthetic",
+        "recipe=is3",
+        "seed=7",
+        *typed,
+    )
     assert verb.main([*words, f"out={tmp_path / 'new'}"]) == 0
     told = [(job.options.processes, job.recipe.batch_size, job.recipe.epochs, job.recipe.seed) for job in jobs]
     alone, strong, weak = batch_sizes
