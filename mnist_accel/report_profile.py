@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+from mnist_accel.errors import printable
 from mnist_accel.profiling.compare import Comparison
+from mnist_accel.profiling.roofline import Roofline
 from mnist_accel.profiling.steady import LONGEST
 from mnist_accel.profiling.summary import ConvolutionRow, Cost, Summary
 from mnist_accel.report import show_table, simple_table
@@ -19,8 +21,6 @@ def show_profile(console: Any, summary: Summary, no_roofline: str = "") -> None:
     """``no_roofline`` says why there is none."""
     console.print()
     say(console, summary.verdict.sentence, style="bold")
-    if summary.verdict.parts:
-        say(console, ", ".join(f"{part.name} {part.percent}%" for part in summary.verdict.parts if part.percent))
     for line in what_is_shown(summary):
         say(console, line)
     if not summary.without_kernels:
@@ -38,9 +38,11 @@ def say(console: Any, text: str, style: str = "dim") -> None:
 
 def what_is_shown(summary: Summary) -> list[str]:
     lines = [how_it_was_reckoned(summary)]
-    if any(part.percent for part in summary.verdict.other_layers):
-        largest = ", ".join(f"{part.name} {part.percent}%" for part in summary.verdict.other_layers[:5] if part.percent)
-        lines.append(f"Of the step, other layers: {largest}")
+    parts = summary.verdict.parts
+    if parts and parts[0].name != "other layers":  # else the verdict has named them
+        largest = [f"{part.name} {part.percent}%" for part in summary.verdict.other_layers[:3] if part.percent]
+        if largest:
+            lines.append(f"Layers other than convolutions, in percent of the step: {', '.join(largest)}")
     if summary.world_size > 1:
         shown = f"rank {summary.rank}" if summary.rank is not None else "one"
         lines.append(f"Of {summary.world_size} processes {shown} is shown.")
@@ -90,6 +92,7 @@ def show_convolutions(console: Any, summary: Summary, no_roofline: str) -> None:
         ("weight gradient", lambda row: number(row.gflop_weight_gradient)),
         ("input gradient", lambda row: number(row.gflop_input_gradient)),
     ]
+    show_roofline(console, summary.roofline, no_roofline)
     tables: list[tuple[tuple[str, ...], list[Column]]]
     if console.width >= ONE_TABLE:
         tables = [(("", "shape"), arithmetic + columns)]
@@ -103,7 +106,9 @@ def show_convolutions(console: Any, summary: Summary, no_roofline: str) -> None:
         console.print()
         show_table(console, right(table, *range(len(first), len(first) + len(chosen))))
     say_what_is_left_out(console, len(summary.convolutions), "convolutions")
-    show_roofline(console, summary, no_roofline)
+    if summary.convolutions_roofline_percent is not None:
+        percent = f"{summary.convolutions_roofline_percent:.0f} % of the roof"
+        say(console, f"All convolutions, weighted by time: {percent}.")
 
 
 def say_what_is_left_out(console: Any, count: int, what: str) -> None:
@@ -111,20 +116,18 @@ def say_what_is_left_out(console: Any, count: int, what: str) -> None:
         say(console, f"{count - MOST_ROWS:,} more {what} are not shown.")
 
 
-def show_roofline(console: Any, summary: Summary, no_roofline: str) -> None:
-    lines = []
-    roofline = summary.roofline
+def show_roofline(console: Any, roofline: Roofline | None, no_roofline: str) -> None:
+    """What the last column is of, before the tables."""
+    console.print()
     if roofline:
-        lines.append(
+        say(
+            console,
             f"Roof: {roofline.precision} matrix product {roofline.matmul_gflops:,.0f} GFLOP/s, copy "
-            f"{roofline.copy_gb_s:,.0f} GB/s, measured beside the run; references, not limits."
+            f"{roofline.copy_gb_s:,.0f} GB/s, measured beside the run; % of roof is a layer's GFLOP/s in percent of "
+            "what these allow at its FLOP/byte.",
         )
     elif no_roofline:
-        lines.append(f"No percent of the roof: {no_roofline}.")
-    if summary.convolutions_roofline_percent is not None:
-        lines.append(f"All convolutions, weighted by time: {summary.convolutions_roofline_percent:.0f} % of the roof.")
-    for line in lines:
-        say(console, line)
+        say(console, f"No percent of the roof: {no_roofline}.")
 
 
 def show_cost(console: Any, cost: Cost) -> None:
@@ -159,6 +162,9 @@ def right(table: Any, *columns: int) -> Any:
 def show_comparison(console: Any, comparison: Comparison, other: str) -> None:
     console.print()
     say(console, f"Against {other}:")
+    if comparison.differing:
+        unlike = "; ".join(f"{what} {here} here, {there} there" for what, here, there in comparison.differing)
+        say(console, f"Not alike: {printable(unlike)}", style="yellow")
     table = simple_table("", "ms", "against", "times", "")
     for change in (comparison.step, *comparison.phases, *comparison.layers[:MOST_ROWS]):
         table.add_row(change.name, number(change.ms), number(change.against_ms), number(change.factor), change.word)

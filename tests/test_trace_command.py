@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -113,6 +114,11 @@ def test_two_are_compared_layer_by_layer(said: Said, profile: Path, tmp_path: Pa
     path.write_text(json.dumps(slowed))
     lines = said(str(profile), f"against={path}")
     start = lines.index(f"Against {path}:")
+    assert not any("this run" in line or line.startswith("Roof") for line in lines), "the first report again"
+    assert lines[start + 1] == (
+        "Not alike: recipe onepoch here, not known there; batch_size 8 here, not known there; precision fp32 here, "
+        "not known there; machine known here, not known there"
+    )
     for name in ("the step", "forward", "backward", "conv1 forward", "conv2 backward"):
         assert cells(lines[start:], name)[-1] == "faster"
     other = tmp_path / "other"
@@ -121,6 +127,26 @@ def test_two_are_compared_layer_by_layer(said: Said, profile: Path, tmp_path: Pa
     lines = said(str(profile), f"against={path}")
     assert any(line.startswith("Only in this trace: conv1 8×1×28² → 5×26², 3²; conv2 ") for line in lines)
     assert any(line.startswith("Only in the other: conv1 8×1×28² → 16×24², 5²") for line in lines)
+
+
+def test_what_differs_beside_the_code_is_named(said: Said, profile: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(profile, tmp_path / "other"))
+    assert not any(line.startswith("Not alike") for line in said(str(profile), f"against={other}"))
+    summary = json.loads((other / "summary.json").read_text())
+    summary |= {"recipe": "is3", "machine": summary["machine"] | {"threads": 2}}
+    (other / "summary.json").write_text(json.dumps(summary))
+    assert "Not alike: recipe onepoch here, is3 there; threads 1 here, 2 there" in said(
+        str(profile), f"against={other}"
+    )
+
+
+def test_a_percentage_stands_once_above_the_tables(said: Said, profile: Path) -> None:
+    lines = said(str(profile))
+    above = " ".join(lines[: next(index for index, line in enumerate(lines) if line.startswith("phase "))])
+    named = re.findall(r"([\w' ]+ \d+%)", above)
+    assert named and len(named) == len(set(named))
+    roof = next(index for index, line in enumerate(lines) if line.startswith("Roof: "))
+    assert roof < next(index for index, line in enumerate(lines) if "% of roof" in line and index != roof)
 
 
 def test_a_missing_extra_is_a_line_that_says_how_to_install_it(
@@ -219,7 +245,7 @@ def test_nothing_is_cut_in_two_at_any_width(columns: int, tmp_path: Path, capsys
     show_profile(Console(width=columns, force_terminal=True, color_system=None, highlight=False), summary)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= columns
-    for word in ("conv9 [30]", "backward", "the step", "8×16×24²", "Profiling:", "references,"):
+    for word in ("conv9 [30]", "backward", "the step", "8×16×24²", "Profiling:", "GFLOP/s,"):
         assert any(word in line for line in lines), f"{word} is cut in two"
     assert sum(line.startswith("conv9 [30]") for line in lines) == (1 if columns == 200 else 2)
     if columns == 40:

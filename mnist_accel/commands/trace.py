@@ -51,8 +51,9 @@ def main(argv: list[str]) -> int:
     if summary.machine:
         rows.append(("machine", ", ".join(f"{key} {value}" for key, value in summary.machine.items())))
     report.facts(console, [(name, printable(value)) for name, value in rows])
-    report_profile.show_profile(console, summary, no_roofline)
-    if baseline:
+    if baseline is None:
+        report_profile.show_profile(console, summary, no_roofline)
+    else:
         report_profile.show_comparison(console, compare(summary, baseline), printable(str(other)))
     console.print()
     report.facts(console, [(name, printable(value)) for name, value in how_to_open(traces[0])])

@@ -1,6 +1,7 @@
 """Two profiles, convolution by convolution: which got faster or slower, by more than steps differ among themselves."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from mnist_accel.profiling.summary import ConvolutionRow, Summary
 
@@ -35,6 +36,7 @@ class Comparison:
     layers: list[Change]  # forward and backward of what both have, by name and shape
     only_here: list[str]
     only_there: list[str]
+    differing: list[tuple[str, str, str]]  # beside the code: what, here, there
 
 
 def compare(summary: Summary, against: Summary) -> Comparison:
@@ -56,7 +58,33 @@ def compare(summary: Summary, against: Summary) -> Comparison:
         layers,
         [" ".join(key) for key in here if key not in there],
         [" ".join(key) for key in there if key not in here],
+        differing(summary, against),
     )
+
+
+def differing(summary: Summary, against: Summary) -> list[tuple[str, str, str]]:
+    """What makes two times differ, whatever was changed in the code."""
+    both = [circumstances(summary), circumstances(against)]
+    if summary.machine and against.machine:
+        for facts, machine in zip(both, (summary.machine, against.machine), strict=True):
+            facts.update(machine)
+    here, there = both
+    names = [name for name in {**here, **there} if here.get(name) != there.get(name)]
+    return [(name, known(here.get(name)), known(there.get(name))) for name in names]
+
+
+def circumstances(summary: Summary) -> dict[str, Any]:
+    return {
+        "recipe": summary.recipe,
+        "batch_size": summary.batch_size,
+        "precision": summary.precision,
+        "processes": summary.world_size,
+        "machine": None if summary.machine is None else "known",
+    }
+
+
+def known(value: Any) -> str:
+    return "not known" if value is None else str(value)
 
 
 def by_key(summary: Summary) -> dict[tuple[str, str], ConvolutionRow]:
