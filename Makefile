@@ -9,7 +9,7 @@ help: ## list the goals
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 
 run: .venv/installed ## train onepoch, installing what it needs first
-	$(BIN)/accelerate launch launch.py recipe=onepoch
+	$(BIN)/accelerate launch --quiet launch.py recipe=onepoch
 
 test: .venv/installed-dev ## the tests (slow ones: .venv/bin/pytest -m slow)
 	$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -134,13 +134,13 @@ def show_recipes(console: Console, sound: Iterable[tuple[Recipe, int]], broken: 
         console.print()
     for line in broken:
         console.print(Text(printable(line), style="yellow"))
-    console.print("\naccelerate launch launch.py recipe=NAME key=value…   python launch.py --help explains the keys")
+    console.print("\npython launch.py recipe=NAME key=value…   python launch.py --help explains the keys")
 
 
 def show_help(console: Console, recipe: Recipe | None) -> None:
-    console.print("accelerate launch launch.py recipe=NAME key=value…")
-    console.print("python launch.py recipe=NAME key=value…   the same without a launcher")
-    console.print("python launch.py                          lists the recipes")
+    console.print("python launch.py recipe=NAME key=value…")
+    console.print("accelerate launch --quiet launch.py recipe=NAME key=value…   the same by a launcher")
+    console.print("python launch.py                                             lists the recipes")
     of_recipe = f"recipe={recipe.name}" if recipe else "the recipe sets those without a default"
     show_keys(console, f"Learning: changes the result ({of_recipe})", keys_of(Recipe).values(), recipe)
     show_keys(console, "Running: how it happens here", keys_of(RunOptions).values(), RunOptions())

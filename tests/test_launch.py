@@ -354,7 +354,7 @@ def test_a_launcher_that_starts_too_few_processes_is_refused(run_launch: Launch,
     launcher = (*ACCELERATE, "--cpu", "--num_processes", "2")
     ended = run_launch("recipe=onepoch", f"out={tmp_path / 'run'}", launcher=launcher)
     assert ended.returncode != 0 and names(tmp_path) == set()
-    assert "error: accelerate launch --cpu --num_processes N: starts one process only. Type accelerate" in ended.stderr
+    assert "error: accelerate launch --cpu --num_processes N: starts one process only. Type python" in ended.stderr
 
 
 def test_accelerate_launch_trains_on_all_cores_and_a_config_that_nobody_named_is_named(
