@@ -486,3 +486,23 @@ def test_a_run_takes_it_where_it_can_and_graph_off_does_not(
         weights.append((folder / "model.safetensors").read_bytes())
     assert built == [EachStep, DeviceStep, DeviceStep]
     assert weights[0] == weights[1] == weights[2]
+
+
+def test_the_seconds_of_warming_up_stand_beside_those_of_training(
+    make_runtime: MakeRuntime, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which happens by itself on a GPU only; a run that is made to do it here leaves the same weights."""
+    make_runtime()
+    monkeypatch.setattr(mnist_accel.run, "load_dataset", lambda *asked: tiny)
+    usual = mnist_accel.fit.train
+    results, weights = [], []
+    for warm_up in (None, True):
+        folder = tmp_path / str(warm_up)
+        typed = ["recipe=onepoch", "batch_size=100", "threads=1", "device=cpu", f"out={folder}"]
+        forced = {} if warm_up is None else {"warm_up": warm_up}
+        monkeypatch.setattr(mnist_accel.fit, "train", lambda *args, forced=forced, **how: usual(*args, **how | forced))
+        request = parse(typed, ["onepoch"], load)
+        results.append(mnist_accel.run.run(request, Watcher(), time.perf_counter())[0])
+        weights.append((folder / "model.safetensors").read_bytes())
+    assert results[0].warmup_seconds == 0 < results[1].warmup_seconds
+    assert weights[0] == weights[1]
