@@ -22,9 +22,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import recipes
-from mnist_accel import cli, fit, run, runtime
+from mnist_accel import cli, fit, job, run, runtime
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.errors import Interrupted, UserError
+from mnist_accel.exchange import Patience
 from mnist_accel.outcome import Watcher
 from mnist_accel.recipe import Recipe, RunOptions, keys_of
 from mnist_accel.results import RunFolder
@@ -154,10 +155,9 @@ RUNNING: dict[str, tuple[Any, Callable[[Ran], Any], Any, Any]] = {
     "threads": (2, lambda ran: (ran.result.threads, torch.get_num_threads()), (2, 2), (1, 1)),
     "resident_mb": (0, lambda ran: ran.start.resident, False, True),
     "checkpoint_every": (4, lambda ran: ran.checkpoints, [8, 12], [6, 12]),
-    "timeout": (7.5, lambda ran: ran.start.runtime.accelerator.init_handler.timeout.total_seconds(), 7.5, 600.0),
     "dry_run": (True, lambda ran: (ran.result.optimizer_steps, ran.checkpoints), (1, []), (12, [6, 12])),
 }
-IN_TESTS_OF_THEIR_OWN = {"device", "processes", "graph", "resume", "profile"}  # below
+IN_TESTS_OF_THEIR_OWN = {"device", "processes", "restarts", "timeout", "graph", "resume", "profile"}  # below
 
 
 def test_every_key_of_a_run_has_a_row() -> None:
@@ -201,21 +201,35 @@ def test_more_processes_than_gpus_are_refused_before_one_is_started(monkeypatch:
         run.check(request)
 
 
-@pytest.mark.parametrize(("processes", "starts"), [(1, []), (3, [(3, ["recipe=is3", "processes=3", "seed=5"])])])
+@pytest.mark.parametrize(
+    ("typed_here", "starts"),
+    [(["processes=1"], []), (["processes=3"], [(3, 0)]), (["processes=2", "restarts=4"], [(2, 4)])],
+)
 def test_processes_starts_as_many_with_the_same_words(
-    processes: int, starts: list[Any], monkeypatch: pytest.MonkeyPatch
+    typed_here: list[str], starts: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import launch  # which takes signals as a process's first file may
 
-    words = ["recipe=is3", f"processes={processes}", "seed=5"]
+    words = ["recipe=is3", *typed_here, "seed=5"]
     spawned: list[Any] = []
     alone: list[Any] = []
     monkeypatch.setattr(sys, "argv", ["launch.py", *words])
-    monkeypatch.setattr(runtime, "spawn", lambda count, script, argv, *more: spawned.append((count, argv)) or 0)
+    monkeypatch.setattr(job, "spawn", lambda count, script, argv, again: spawned.append((count, argv, again)) or 0)
     monkeypatch.setattr(runtime, "leave", lambda: None)
     monkeypatch.setattr(run, "run", lambda request, *told: alone.append(request) or (None, RunFolder(Path())))
     assert launch.main() == 0
-    assert spawned == starts and len(alone) == (processes == 1)
+    assert spawned == [(count, words, restarts) for count, restarts in starts] and len(alone) == (not starts)
+
+
+@pytest.mark.parametrize(("typed_here", "seconds"), [(["timeout=7.5"], 7.5), ([], 600.0)])
+def test_timeout_is_how_long_processes_wait_for_each_other(
+    typed_here: list[str], seconds: float, run_here: RunHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(runtime, "start_process_group", lambda device, timeout: waits.append(timeout.total_seconds()))
+    monkeypatch.setattr(fit, "Patience", lambda seconds, *more: waits.append(seconds) or Patience(seconds, *more))
+    run_here(*typed(TEN | PLAIN), "dry_run=true", *typed_here)
+    assert waits == [seconds, seconds]
 
 
 @pytest.mark.parametrize("graph", ["auto", "off"])

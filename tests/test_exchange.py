@@ -111,7 +111,8 @@ from torch import nn
 from mnist_accel import cli, exchange
 from mnist_accel.exchange import Exchange, Patience
 from mnist_accel.interrupt import naming_lost_peers
-from mnist_accel.runtime import has_to_spawn, leave, prepare, spawn, start_runtime
+from mnist_accel.job import spawn
+from mnist_accel.runtime import has_to_spawn, leave, prepare, start_runtime
 
 def main():
     if has_to_spawn(2):
