@@ -168,6 +168,7 @@ def start_runtime(precision: str = "auto", device: str = "auto", threads: int = 
         dynamo_backend="no",
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         # Buffers are made equal where it matters, before evaluating and saving, instead of in every forward pass.
+        # Every step uses every parameter, once: told so, DDP does 0.2 ms less (CPU time, of 10 ms of efficient25k).
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True)
         ],

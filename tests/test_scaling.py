@@ -222,7 +222,7 @@ def test_every_job_gets_each_key_once(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    """Both kinds of job, as the keys that they would read. A key that comes twice is refused there; `is3` has 50 epochs."""
+    """Both kinds of job, as the keys that they would read. A key twice is refused there; `is3` has 50 epochs."""
     monkeypatch.setenv("XDG_CACHE_HOME", clean_environment["XDG_CACHE_HOME"])
     jobs: list[cli.Request] = []
 

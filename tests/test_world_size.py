@@ -61,10 +61,11 @@ def run_ranks(world_size: int, what: str, folder: Path, environment: dict[str, s
     return Said(facts, load_file(weights) if os.path.exists(weights) else {}, folder)
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_many_processes_take_the_steps_of_one(ranks: Ranks, world_size: int) -> None:
-    """In batches that do not divide, and in one with fewer images than processes; augmented, clipped and averaged."""
-    one, many = ranks(1, "exact"), ranks(world_size, "exact")
+@pytest.mark.parametrize(("world_size", "what"), [(2, "exact"), (3, "exact"), (2, "buckets")])
+def test_many_processes_take_the_steps_of_one(ranks: Ranks, world_size: int, what: str) -> None:
+    """In batches that do not divide, and in one with fewer images than processes; augmented, clipped and averaged; also
+    with gradients in several messages."""
+    one, many = ranks(1, "exact"), ranks(world_size, what)
     assert len(one.facts["losses"]) == 8 and any(name.startswith("8.") for name in one.weights)
     assert many.facts["losses"] == pytest.approx(one.facts["losses"], rel=1e-12, abs=1e-12)
     for name, tensor in one.weights.items():
