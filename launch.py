@@ -3,7 +3,7 @@
 import time
 
 STARTED = time.perf_counter()  # total_seconds counts from the first line, imports included
-from mnist_accel import launcher
+from mnist_accel.machine import launcher
 
 launcher.end_with_launcher()  # which may be gone by the time torch is imported
 
@@ -15,45 +15,51 @@ from typing import Any
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # a Ctrl-C amid the imports ends at once, without their traceback
 
 import recipes
-from mnist_accel import cli, report
+from mnist_accel import cli, errors
+from mnist_accel.console import report
 
 
 def main() -> int:
+    wanted = cli.help_asked(sys.argv[1:], recipes.names(), recipes.load)
+    if wanted is not None:
+        return show(wanted)
     request = cli.parse(sys.argv[1:], recipes.names(), recipes.load)
-    if request.help or request.recipe is None:
-        return show(request)
-    from mnist_accel import job, outcome, run, runtime  # torch only where there is something to train
+    from mnist_accel.machine import job  # torch only where there is something to train
+    from mnist_accel.runs import run
+    from mnist_accel.runs.watcher import Watcher
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if runtime.has_to_spawn(request.options.processes):
+    options = request.options
+    if options.processes is not None and launcher.has_to_spawn(options.processes):
         run.check(request)
-        return job.spawn(request.options.processes, __file__, sys.argv[1:], request.options.restarts)
+        return job.spawn(options.processes, __file__, sys.argv[1:], options.restarts)
     shown = report.RunReport(report.make_console())
-    told = (shown.on_start, shown.on_step, shown.on_epoch, shown.on_problem, shown.on_end)
-    watcher = outcome.Watcher(*told, partial(show_profile, shown))
+    watcher = Watcher(
+        shown.on_start, shown.on_step, shown.on_epoch, shown.on_problem, shown.on_end, partial(show_profile, shown)
+    )
     try:
         _, folder = run.run(request, watcher, STARTED)
     finally:
         shown.stop()
-    runtime.leave()
+    job.wait_for_ranks()
     return 4 if folder.problems or report.Output.lost else 0
 
 
 def show_profile(shown: report.RunReport, summary: Any) -> None:
-    from mnist_accel import report_profile  # for those who asked
+    from mnist_accel.console import profile_report  # for those who asked
 
-    report_profile.show_profile(shown.console, summary)
+    profile_report.show_profile(shown.console, summary)
 
 
-def show(request: cli.Request) -> int:
-    if cli.is_first_rank():
+def show(wanted: cli.Help) -> int:
+    if errors.is_first_rank():
         console = report.make_console()
-        if request.help:
-            report.show_help(console, request.recipe)
-        else:
+        if wanted.lists:
             report.show_recipes(console, *recipes.survey())
+        else:
+            report.show_help(console, wanted.recipe)
     return 0
 
 
 if __name__ == "__main__":
-    cli.exit_with_one_line(main)
+    errors.exit_with_one_line(main)

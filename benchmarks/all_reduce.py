@@ -10,8 +10,6 @@ of the step, pair by pair. Noise can make a small share negative; it is left as 
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -21,15 +19,15 @@ from torch.futures import Future
 
 import recipes
 from benchmarks.sides import our_epoch
-from mnist_accel import cli, engine
+from mnist_accel import cli, errors
 from mnist_accel.data.dataset import Dataset, load_dataset
-from mnist_accel.engine import synchronised_clock
-from mnist_accel.exchange import Exchange
-from mnist_accel.job import spawn
-from mnist_accel.outcome import Watcher
+from mnist_accel.machine.job import spawn, wait_for_ranks
+from mnist_accel.machine.launcher import has_to_spawn
+from mnist_accel.machine.runtime import Runtime, start_runtime, synchronised_clock
 from mnist_accel.recipe import Recipe
-from mnist_accel.runtime import Runtime, has_to_spawn, leave, start_runtime
-from mnist_accel.stepping import StepInfo
+from mnist_accel.training.eager_step import EagerStep
+from mnist_accel.training.exchange import Exchange
+from mnist_accel.training.state import BuildStepper, StepInfo
 
 WARM_UP_STEPS = 10  # DDP arranges its buckets after the first
 MOST_IMAGES = 200_000  # each rank holds them all
@@ -39,7 +37,6 @@ def main() -> int:
     pairs, steps, *words = sys.argv[1:]
     request = cli.parse(words, recipes.names(), recipes.load)
     recipe, options = request.recipe, request.options
-    assert recipe is not None
     if has_to_spawn(options.processes):
         return spawn(options.processes or 1, __file__, sys.argv[1:])
     runtime = start_runtime(options.precision, options.device, options.threads, options.timeout)
@@ -47,13 +44,12 @@ def main() -> int:
     data = repeated(load_dataset(options.dataset, options.data_dir), recipe, steps_in_all)
     shares = []
     for _ in range(int(pairs)):
-        with_it = seconds_a_step(recipe, runtime, data, warm_up)
-        with gradients_left_alone():
-            without = seconds_a_step(recipe, runtime, data, warm_up)
+        with_it = seconds_a_step(recipe, runtime, data, warm_up, EagerStep)
+        without = seconds_a_step(recipe, runtime, data, warm_up, GradientsLeftAlone)
         shares.append((with_it - without) / with_it)
     if runtime.rank == 0:
         print(json.dumps({"world_size": runtime.world_size, "shares": shares}), flush=True)
-    leave()
+    wait_for_ranks()
     return 0
 
 
@@ -77,7 +73,7 @@ def repeated(data: Dataset, recipe: Recipe, steps: int) -> Dataset:
     )
 
 
-def seconds_a_step(recipe: Recipe, runtime: Runtime, data: Dataset, warm_up: int) -> float:
+def seconds_a_step(recipe: Recipe, runtime: Runtime, data: Dataset, warm_up: int, build_stepper: BuildStepper) -> float:
     """Of those after the first ``warm_up``."""
     clocks: dict[int, float] = {}
 
@@ -85,7 +81,7 @@ def seconds_a_step(recipe: Recipe, runtime: Runtime, data: Dataset, warm_up: int
         if info.step in (warm_up, info.steps_per_epoch):
             clocks[info.step] = synchronised_clock(runtime.device)
 
-    our_epoch(recipe, runtime, data, Watcher(on_step=on_step))
+    our_epoch(recipe, runtime, data, on_step, build_stepper)
     first, last = clocks
     return (clocks[last] - clocks[first]) / (last - first)
 
@@ -99,15 +95,12 @@ class LossAlone(Exchange):
         return done
 
 
-@contextmanager
-def gradients_left_alone() -> Iterator[None]:
-    """Inside, ranks tell each other their losses only."""
-    engine.Exchange = LossAlone  # type: ignore[misc]
-    try:
-        yield
-    finally:
-        engine.Exchange = Exchange  # type: ignore[misc]
+class GradientsLeftAlone(EagerStep):
+    """The ranks tell each other their losses only."""
+
+    def __post_init__(self) -> None:
+        self.exchange = LossAlone(self.model, self.patience, self.phase)
 
 
 if __name__ == "__main__":
-    cli.exit_with_one_line(main)
+    errors.exit_with_one_line(main)

@@ -9,8 +9,10 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 import recipes
-from mnist_accel import cli, outcome, run
-from mnist_accel.results import EpochStats
+from mnist_accel import cli, errors
+from mnist_accel.runs import run
+from mnist_accel.runs.watcher import Watcher
+from mnist_accel.training.state import EpochStats
 
 
 def main() -> int:
@@ -27,12 +29,10 @@ def main() -> int:
 
     with TemporaryDirectory() as folder:
         words = [f"recipe={name}", f"epochs={epochs}", f"out={folder}/run", "threads=1"]
-        run.run(
-            cli.parse(words, recipes.names(), recipes.load), outcome.Watcher(on_epoch=on_epoch), time.perf_counter()
-        )
+        run.run(cli.parse(words, recipes.names(), recipes.load), Watcher(on_epoch=on_epoch), time.perf_counter())
     print(f"median {100 * median(shares):.2f} % of an epoch")
     return 0
 
 
 if __name__ == "__main__":
-    cli.exit_with_one_line(main)
+    errors.exit_with_one_line(main)

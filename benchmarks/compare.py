@@ -24,8 +24,8 @@ from benchmarks.sides import (
 )
 from benchmarks.turns import Comparison, Measure, Ratio, Say, divided, in_turn, in_turn_with_quality
 from mnist_accel.data.dataset import Dataset
+from mnist_accel.machine.runtime import Runtime, usable_cores
 from mnist_accel.recipe import Recipe
-from mnist_accel.runtime import Runtime, usable_cores
 
 WARM_UP_STEPS = 10
 TRIAL_STEPS = 100

@@ -7,7 +7,6 @@ turn with that. A layer that takes more than a twentieth of the step should agre
 
 import shutil
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,20 +18,18 @@ from torch import Tensor, nn
 
 import recipes
 from benchmarks.sides import beginning
-from mnist_accel import cli, report
+from mnist_accel import cli, errors
+from mnist_accel.console import report
 from mnist_accel.data.dataset import Dataset, load_dataset
-from mnist_accel.engine import synchronised_clock
 from mnist_accel.errors import UserError
-from mnist_accel.fit import fit, new_model
-from mnist_accel.outcome import Progress, Watcher
+from mnist_accel.machine.runtime import Runtime, start_runtime, synchronised_clock
 from mnist_accel.profiling.collect import PLANNED
 from mnist_accel.profiling.layers import Analysis, analyse
 from mnist_accel.profiling.steady import quiet
-from mnist_accel.profiling.summary import Summary
+from mnist_accel.profiling.summary import ProfileSummary
 from mnist_accel.profiling.trace_file import STEP, read_trace
 from mnist_accel.recipe import Recipe, RunOptions
-from mnist_accel.results import RunFolder
-from mnist_accel.runtime import Runtime, start_runtime
+from mnist_accel.runs.trainer import Trainer, TrainerCallbacks, new_model
 
 ROUNDS = 3
 REPEATS = 40  # a round
@@ -82,7 +79,7 @@ def measure(
     ]
 
 
-def analyses(summary: Summary) -> list[Analysis]:
+def analyses(summary: ProfileSummary) -> list[Analysis]:
     """Of each traced step by itself. The trace is not kept: there is one for each round."""
     trace = read_trace(Path(summary.folder, summary.trace))
     shutil.rmtree(summary.folder)
@@ -167,21 +164,14 @@ def calls_of(recipe: Recipe, runtime: Runtime, data: Dataset) -> dict[str, Call]
     }
 
 
-def profiled(recipe: Recipe, runtime: Runtime, data: Dataset) -> Summary:
+def profiled(recipe: Recipe, runtime: Runtime, data: Dataset) -> ProfileSummary:
     """The table of a real run just long enough for it."""
-    summaries: list[Summary] = []
+    summaries: list[ProfileSummary] = []
     steps = sum(PLANNED.values()) + 1
-    with tempfile.TemporaryDirectory(prefix="mnist_accel-") as folder:
-        fit(
-            replace(recipe, epochs=1),
-            RunOptions(profile=True),
-            runtime,
-            beginning(recipe, data, steps),
-            new_model(recipe, runtime),
-            RunFolder(Path(folder)),
-            Progress(),
-            watcher=Watcher(on_profile=summaries.append),
-        )
+    trainer = Trainer.build(
+        replace(recipe, epochs=1), RunOptions(profile=True), runtime, beginning(recipe, data, steps)
+    )
+    trainer.run(TrainerCallbacks(on_profile=summaries.append))
     runtime.accelerator.free_memory()
     return summaries[0]
 
@@ -203,4 +193,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    cli.exit_with_one_line(lambda: main(sys.argv[1:]))
+    errors.exit_with_one_line(lambda: main(sys.argv[1:]))

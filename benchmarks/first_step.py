@@ -25,7 +25,7 @@ def end_now(shown: object, info: Any) -> None:
 def main() -> None:
     sys.path[0] = str(ROOT)
     sys.argv[0] = str(ROOT / "launch.py")
-    from mnist_accel import report  # launch.py's own first import
+    from mnist_accel.console import report
 
     report.RunReport.on_step = end_now  # type: ignore[method-assign]
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -12,8 +12,8 @@ from benchmarks.children import ROOT, run_python
 from benchmarks.compare import how_long, on_cpu
 from benchmarks.turns import Comparison, Measure, Ratio, Reading, Say, divided, in_turn, in_turn_with_quality
 from mnist_accel.data.dataset import Dataset
+from mnist_accel.machine.runtime import Runtime
 from mnist_accel.recipe import Recipe
-from mnist_accel.runtime import Runtime
 
 START_TARGET = 1.3
 # Both sides end without Python's teardown, which is no part of starting.

@@ -24,8 +24,8 @@ from pydantic.dataclasses import dataclass
 import recipes
 from benchmarks.children import ROOT, run_python
 from benchmarks.gpu_record import WELL, Record, open_record, read_record
-from mnist_accel import cli, commands
-from mnist_accel.errors import OneLine, UserError
+from mnist_accel import commands, errors
+from mnist_accel.errors import CleanExit, UserError
 from mnist_accel.recipe import CONFIG, option
 
 SHORTEST = 20.0  # seconds; nothing that is begun with less gets done
@@ -89,8 +89,7 @@ def describe(commit: str | None) -> dict[str, Any]:
     """What figures of another machine, or of other sources, differ in."""
     import torch
 
-    from mnist_accel.machine import describe_machine
-    from mnist_accel.runtime import usable_cores
+    from mnist_accel.machine.runtime import describe_machine, usable_cores
 
     described = describe_machine(torch.cuda.get_device_name(), usable_cores())
     return described | {
@@ -127,7 +126,7 @@ def run_tests(record: Record, until: float) -> int:
         try:
             run_python(TESTS, "-m", "benchmarks.gpu_tests", str(record.path), seconds=max(until - started, SHORTEST))
             return 0
-        except OneLine as error:
+        except CleanExit as error:
             problem = str(error)
         finally:
             record.tests = read_record(record.path).tests  # the child wrote them
@@ -151,7 +150,7 @@ def measure_all(record: Record, planned: Sequence[Piece], until: float) -> int:
         print(piece.name, flush=True)
         try:
             found: dict[str, Any] = {"figures": piece.measure(min(until - started, LONGEST))}
-        except OneLine as error:
+        except CleanExit as error:
             found = {"error": str(error)}
             print(f"  {error}", flush=True)
         record.parts[piece.name] = {"seconds": time.monotonic() - started} | found
@@ -227,4 +226,4 @@ def shown(figures: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    cli.exit_with_one_line(main)
+    errors.exit_with_one_line(main)

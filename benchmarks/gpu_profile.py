@@ -17,10 +17,12 @@ from typing import Any
 import torch
 
 import recipes
-from mnist_accel import cli, outcome, run
-from mnist_accel.profiling.summary import Summary
+from mnist_accel import cli, errors
+from mnist_accel.files import finite
+from mnist_accel.profiling.summary import ProfileSummary
 from mnist_accel.profiling.trace_file import read_trace
-from mnist_accel.results import finite
+from mnist_accel.runs import run
+from mnist_accel.runs.watcher import Watcher
 
 # The second epoch is timed: the first one's steps may wait for what is set up only once.
 WAYS = {"profiled": ("epochs=1", "profile=true"), "replayed": ("epochs=2",), "launched": ("epochs=2", "graph=off")}
@@ -37,7 +39,7 @@ def profile(words: Sequence[str]) -> dict[str, Any]:
     for way, more in WAYS.items():
         with TemporaryDirectory(prefix="mnist_accel-") as folder:
             request = cli.parse([*words, *more, f"out={folder}"], recipes.names(), recipes.load)
-            watcher = outcome.Watcher(
+            watcher = Watcher(
                 on_problem=figures["problems"].append,
                 on_profile=lambda summary: figures.update(profile=key_figures(summary)),
             )
@@ -54,7 +56,7 @@ def profile(words: Sequence[str]) -> dict[str, Any]:
     return figures | {"peak_memory_mb": torch.cuda.max_memory_allocated() / 2**20}
 
 
-def key_figures(summary: Summary) -> dict[str, Any]:
+def key_figures(summary: ProfileSummary) -> dict[str, Any]:
     """The rest stands in the folder."""
     trace = read_trace(Path(summary.folder, summary.trace))
     kernels = sum(event.category == "kernel" for event in trace.events)
@@ -71,4 +73,4 @@ def key_figures(summary: Summary) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    cli.exit_with_one_line(main)
+    errors.exit_with_one_line(main)

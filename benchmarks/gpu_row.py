@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.children import ROOT
 from benchmarks.gpu_record import Record, read_record
 from benchmarks.turns import shown
-from mnist_accel import cli
+from mnist_accel import errors
 from mnist_accel.errors import UserError
 
 PART = "bench epoch onepoch"
@@ -58,4 +58,4 @@ def filled(text: str, row: str) -> str:
 
 
 if __name__ == "__main__":
-    cli.exit_with_one_line(main)
+    errors.exit_with_one_line(main)

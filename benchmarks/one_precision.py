@@ -9,10 +9,10 @@ from statistics import mean
 
 import recipes
 from benchmarks.sides import beginning, our_epoch, our_seconds
-from mnist_accel import cli
+from mnist_accel import cli, errors
 from mnist_accel.data.dataset import load_dataset
-from mnist_accel.outcome import Watcher
-from mnist_accel.runtime import start_runtime
+from mnist_accel.machine.runtime import start_runtime
+from mnist_accel.runs.watcher import Watcher
 
 WARM_UP_STEPS = 10
 LAST_STEPS = 20  # one batch's loss would be noise
@@ -22,7 +22,6 @@ def main() -> int:
     steps, *words = sys.argv[1:]
     request = cli.parse(words, recipes.names(), recipes.load)
     recipe, options = request.recipe, request.options
-    assert recipe is not None
     runtime = start_runtime(options.precision, options.device, options.threads)
     data = load_dataset(options.dataset, options.data_dir)
     our_seconds(recipe, runtime, beginning(recipe, data, WARM_UP_STEPS))
@@ -36,4 +35,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    cli.exit_with_one_line(main)
+    errors.exit_with_one_line(main)

@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -29,16 +29,15 @@ from mnist_accel.data.augment import draw_warps
 from mnist_accel.data.batches import Augmentation, ImageStore, TrainBatches
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.data.torchvision_import import import_torchvision
-from mnist_accel.engine import synchronised_clock
 from mnist_accel.errors import Interrupted, UserError
-from mnist_accel.fit import fit, new_model
-from mnist_accel.objective import build_objective
-from mnist_accel.optim import build_optimizer, lr_factor
-from mnist_accel.outcome import Progress, Watcher
+from mnist_accel.machine.runtime import Runtime, synchronised_clock
 from mnist_accel.recipe import Recipe, RunOptions
-from mnist_accel.results import EpochStats, RunFolder
-from mnist_accel.runtime import Runtime
-from mnist_accel.stepping import WARM_UP_STEPS, undone
+from mnist_accel.runs.interrupt import watch_for_signals
+from mnist_accel.runs.trainer import Trainer, TrainerCallbacks, new_model
+from mnist_accel.training.objective import build_objective
+from mnist_accel.training.optim import build_optimizer, lr_factor
+from mnist_accel.training.state import BuildStepper, EpochStats, StepInfo, ignore
+from mnist_accel.training.warm_up import WARM_UP_STEPS, undone
 
 SHORTEST_PASS_SECONDS = 0.2
 
@@ -85,21 +84,19 @@ def our_whole_epoch(recipe: Recipe, runtime: Runtime, data: Dataset) -> Reading:
     return Reading(stats.train_seconds, stats.accuracy)
 
 
-def our_epoch(recipe: Recipe, runtime: Runtime, data: Dataset, watcher: Watcher | None = None) -> EpochStats:
-    progress = Progress()
-    with tempfile.TemporaryDirectory(prefix="mnist_accel-") as folder, nothing_to_resume():
-        fit(
-            replace(recipe, epochs=1),
-            RunOptions(),
-            runtime,
-            data,
-            new_model(recipe, runtime),
-            RunFolder(Path(folder)),
-            progress,
-            watcher=watcher or Watcher(),
-        )
+def our_epoch(
+    recipe: Recipe,
+    runtime: Runtime,
+    data: Dataset,
+    on_step: Callable[[StepInfo], None] = ignore,
+    build_stepper: BuildStepper | None = None,
+) -> EpochStats:
+    trainer = Trainer.build(replace(recipe, epochs=1), RunOptions(), runtime, data)
+    trainer.build_stepper = build_stepper
+    with nothing_to_resume(), watch_for_signals() as stop:
+        trainer.run(TrainerCallbacks(on_step=on_step, stop_signal=lambda: stop.signal_number))
     runtime.accelerator.free_memory()
-    return progress.position.history[-1]
+    return trainer.position.history[-1]
 
 
 def stock_seconds(recipe: Recipe, runtime: Runtime, batches: Any, steps: int) -> float:

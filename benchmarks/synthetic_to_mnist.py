@@ -11,12 +11,14 @@ from tempfile import TemporaryDirectory
 from safetensors.torch import load_file
 
 import recipes
-from mnist_accel import cli, fit, outcome, run
+from mnist_accel import cli, errors
 from mnist_accel.data.batches import ImageStore, TestBatches
 from mnist_accel.data.dataset import load_dataset
-from mnist_accel.engine import evaluate
-from mnist_accel.objective import build_objective
-from mnist_accel.runtime import start_runtime
+from mnist_accel.machine.runtime import start_runtime
+from mnist_accel.runs import run, trainer
+from mnist_accel.runs.watcher import Watcher
+from mnist_accel.training.loop import evaluate
+from mnist_accel.training.objective import build_objective
 
 
 def main() -> int:
@@ -27,12 +29,12 @@ def main() -> int:
         with TemporaryDirectory() as folder:
             words = [f"recipe={name}", f"seed={seed}", "dataset=synthetic", f"out={folder}"]
             request = cli.parse(words, recipes.names(), recipes.load)
-            result, _ = run.run(request, outcome.Watcher(), started=0.0)
+            result, _ = run.run(request, Watcher(), started=0.0)
             weights = load_file(f"{folder}/model.safetensors")
         recipe = request.recipe
-        assert recipe is not None and result.accuracy is not None
+        assert result.accuracy is not None
         runtime = start_runtime()
-        model = fit.new_model(replace(recipe, seed=seed), runtime)
+        model = trainer.new_model(replace(recipe, seed=seed), runtime)
         model.load_state_dict(weights)
         store = ImageStore(mnist.test_images, mnist.test_labels, runtime.device)
         objective = build_objective(recipe.loss, recipe.label_smoothing, recipe.positive_class)
@@ -45,4 +47,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    cli.exit_with_one_line(main)
+    errors.exit_with_one_line(main)

@@ -2,7 +2,12 @@
 
 import sys
 
-from mnist_accel import cli, commands, report
+from mnist_accel.machine import launcher
+
+launcher.end_with_launcher()  # which may be gone by the time torch is imported
+
+from mnist_accel import cli, commands, errors
+from mnist_accel.console import report
 from mnist_accel.errors import UserError
 
 FOLDERS = ("recipes", "benchmarks")  # of the checkout, not of the package
@@ -35,4 +40,4 @@ def show_verbs() -> int:
 
 
 if __name__ == "__main__":
-    cli.exit_with_one_line(main)
+    errors.exit_with_one_line(main)

@@ -4,16 +4,13 @@ Imports neither torch nor a data set: the answer to a typing mistake comes at on
 """
 
 import difflib
-import os
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, fields, replace
-from typing import Any, NoReturn
+from typing import Any
 
 from pydantic import ValidationError
 
-from mnist_accel.errors import Interrupted, TrainingFailed, UserError, say
+from mnist_accel.errors import UserError
 from mnist_accel.recipe import Key, Recipe, RunOptions, keys_of
 
 HELP_WORDS = ("--help", "-h", "help")
@@ -23,22 +20,33 @@ FEWEST_PROFILED = 7  # steps an epoch: settling, timing, tracing
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for. ``recipe`` is None when there is nothing to run: show the list, or the help."""
+    """What is to be run. ``changed`` are the recipe's keys that the user has set to something else."""
 
-    recipe: Recipe | None
+    recipe: Recipe
     options: RunOptions
-    help: bool
     command: tuple[str, ...]
     changed: tuple[str, ...] = ()
 
 
-def parse(argv: Sequence[str], recipe_names: Sequence[str], load: Callable[[str], Recipe]) -> Request:
+@dataclass(frozen=True)
+class Help:
+    """What is to be shown instead of running: the list of recipes, or the keys with the defaults of ``recipe``."""
+
+    lists: bool
+    recipe: Recipe | None = None
+
+
+def help_asked(argv: Sequence[str], recipe_names: Sequence[str], load: Callable[[str], Recipe]) -> Help | None:
+    words = [word for word in argv if word not in HELP_WORDS]
     if not argv:
-        return Request(None, RunOptions(), help=False, command=())
-    asks_help = any(word in HELP_WORDS for word in argv)
-    words = split_words([word for word in argv if word not in HELP_WORDS])
-    if "recipe" not in words and asks_help:
-        return Request(None, RunOptions(), help=True, command=tuple(argv))
+        return Help(lists=True)
+    if len(words) == len(argv):
+        return None
+    return Help(lists=False, recipe=parse(words, recipe_names, load).recipe if "recipe" in split_words(words) else None)
+
+
+def parse(argv: Sequence[str], recipe_names: Sequence[str], load: Callable[[str], Recipe]) -> Request:
+    words = split_words(argv)
     base = load(choose_recipe(words, recipe_names))
     keys = all_keys()
     values = {name: read_value(name, text, keys, vars(base)) for name, text in words.items() if name != "recipe"}
@@ -47,7 +55,7 @@ def parse(argv: Sequence[str], recipe_names: Sequence[str], load: Callable[[str]
     refuse_ignored(words, keys, vars(recipe) | vars(options))
     check_together(recipe, options)
     changed = tuple(name for name in keys_of(Recipe) if getattr(recipe, name) != getattr(base, name))
-    return Request(recipe, options, asks_help, command=tuple(argv), changed=changed)
+    return Request(recipe, options, command=tuple(argv), changed=changed)
 
 
 def all_keys() -> dict[str, Key]:
@@ -191,52 +199,3 @@ def too_small_batch(batch_size: int, processes: int) -> str:
         f"batch_size={batch_size}: smaller than the {processes} processes, some would have nothing to do. "
         f"Type at least batch_size={processes}"
     )
-
-
-def exit_with_one_line(run: Callable[[], int]) -> NoReturn:
-    """Ends the process with the house's exit codes; a bug of ours keeps its traceback."""
-    try:
-        code = run()
-    except (UserError, TrainingFailed) as error:
-        if str(error) and (error.here_only or speaks()):
-            say(shortened(f"error: {' '.join(str(error).split())}"))
-        code = error.exit_code
-    except Interrupted as error:
-        if is_first_rank():
-            say(f"{error}; {error.outlook}")
-        code = error.exit_code
-    except KeyboardInterrupt:
-        if is_first_rank():
-            say("interrupted")
-        code = 130
-    end(code)
-
-
-def end(code: int) -> NoReturn:
-    """With ``code``, whatever happens while Python takes itself apart: gloo's threads abort a rank then, one time in
-    ten, and the launcher would call a finished job failed."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.distributed.is_initialized():
-        for stream in filter(None, (sys.stdout, sys.stderr)):
-            with suppress(OSError):
-                stream.flush()
-        os._exit(code)
-    sys.exit(code)
-
-
-def speaks() -> bool:
-    """Whether this process tells of a mistake: rank 0, or one a machine before they know of each other."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.distributed.is_initialized():
-        return is_first_rank()
-    return is_first_rank() or os.environ["LOCAL_RANK"] == "0"
-
-
-def is_first_rank() -> bool:
-    """Before anything is known of the process group. Schedulers set RANK alone for purposes of their own."""
-    return not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= set(os.environ) or os.environ["RANK"] == "0"
-
-
-def shortened(line: str) -> str:
-    """A value of thousands of characters must not bury what is wrong with it: head and tail are kept."""
-    return line if len(line) <= 1000 else f"{line[:300]} … {line[-300:]}"

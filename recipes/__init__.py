@@ -66,7 +66,7 @@ def wrong_field(error: ValidationError) -> str:
 
 def survey() -> tuple[list[tuple[Recipe, int]], list[str]]:
     """Every recipe with the parameters of its network, and a line for every one that cannot run."""
-    from mnist_accel.trial import parameters_of  # a second, for torch: the list alone counts
+    from mnist_accel.models import parameters_of  # a second, for torch: the list alone counts
 
     sound, broken = [], []
     for name in names():

@@ -32,20 +32,22 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import recipes
-from mnist_accel import cli, run
-from mnist_accel.checkpoint import Checkpoint, Facts, capture, newest_first, restore, write_checkpoint
+from mnist_accel import cli
 from mnist_accel.data.batches import Augmentation, ImageStore, TestBatches, TrainBatches
 from mnist_accel.data.dataset import Dataset, load_dataset
 from mnist_accel.data.synthetic import draw_dataset
-from mnist_accel.engine import EachStep, train
+from mnist_accel.machine.runtime import Runtime, prepare, start_runtime
 from mnist_accel.models import build_model
-from mnist_accel.objective import build_objective
-from mnist_accel.optim import WeightAverage, build_optimizer
-from mnist_accel.outcome import Start, Watcher
-from mnist_accel.results import EpochStats, RunResult
-from mnist_accel.runtime import Runtime, prepare, start_runtime
+from mnist_accel.runs import run
+from mnist_accel.runs.checkpoint import Checkpoint, CheckpointMeta, newest_first, restore, snapshot, write_checkpoint
+from mnist_accel.runs.result import RunResult
+from mnist_accel.runs.watcher import Start, Watcher
 from mnist_accel.seeding import derive_seed
-from mnist_accel.stepping import BuildStepper, Position, StepInfo
+from mnist_accel.training.eager_step import EagerStep
+from mnist_accel.training.loop import train
+from mnist_accel.training.objective import build_objective
+from mnist_accel.training.optim import WeightAverage, build_optimizer
+from mnist_accel.training.state import BuildStepper, EpochStats, Position, StepInfo
 
 KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH")
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "ACCELERATE_MIXED_PRECISION")
@@ -225,7 +227,7 @@ def fit_(
     stop_after_steps: int = 0,
     stop: Callable[[], int] | None = None,
     resumed: Checkpoint | None = None,
-    build_stepper: BuildStepper = EachStep,
+    build_stepper: BuildStepper = EagerStep,
 ) -> Fitted:
     """The real network, batches, optimizer and engine on ``data``; exceptions of the type ``catch`` are handed back.
 
@@ -266,7 +268,7 @@ def fit_(
         if save_in is None:
             return
         where = {name: value for name, value in vars(position).items() if name != "history"}
-        facts = Facts(
+        facts = CheckpointMeta(
             recipe={},
             dataset=data.checksum,
             world_size=runtime.world_size,
@@ -275,7 +277,7 @@ def fit_(
             **where,
         )
         name = f"{position.epoch}-{position.step}.safetensors"
-        write_checkpoint(save_in, name, capture(model, unprepared, average), facts)
+        write_checkpoint(save_in, name, snapshot(model, unprepared, average), facts)
 
     def stop_signal() -> int:
         return signal.SIGTERM if len(fitted.steps) + 1 == stop_after_steps else 0

@@ -9,8 +9,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import launch
-from mnist_accel import cli, run
+from mnist_accel import cli, errors
 from mnist_accel.data import mnist, synthetic
+from mnist_accel.runs import run
 
 
 def main() -> int:
@@ -40,4 +41,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    cli.exit_with_one_line(main)
+    errors.exit_with_one_line(main)

@@ -44,7 +44,7 @@ def hold_there() -> None:
         sys.meta_path.insert(0, HeldImport())
         return
     if TOLD["where"] == "data":
-        from mnist_accel import run
+        from mnist_accel.runs import run
 
         run.load_dataset = held(run.load_dataset)
         return
@@ -60,8 +60,8 @@ def hold_there() -> None:
 
 if __name__ == "__main__":
     import launch
-    from mnist_accel import cli
+    from mnist_accel import cli, errors
 
     hold_there()
     launch.__file__ = __file__  # processes=N starts this script again
-    cli.exit_with_one_line(launch.main)
+    errors.exit_with_one_line(launch.main)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from mnist_accel.checkpoint import newest_first
+from mnist_accel.runs.checkpoint import newest_first
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -8,17 +8,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mnist_accel import cli
-from mnist_accel.checkpoint import Facts, capture, read_checkpoint, restore, write_checkpoint
+from mnist_accel import cli, errors
 from mnist_accel.data.batches import Augmentation, ImageStore, TestBatches, TrainBatches
 from mnist_accel.data.synthetic import draw_dataset
-from mnist_accel.engine import evaluate, train
+from mnist_accel.machine.job import wait_for_ranks
+from mnist_accel.machine.runtime import Runtime, prepare, start_runtime
 from mnist_accel.models import build_model
-from mnist_accel.objective import build_objective
-from mnist_accel.optim import WeightAverage, build_optimizer, lr_factor
-from mnist_accel.runtime import Runtime, leave, prepare, start_runtime
-from mnist_accel.stepping import Position, StepInfo
-from mnist_accel.syncbn import synchronise_batch_norm
+from mnist_accel.models.layers import synchronise_batch_norm
+from mnist_accel.runs.checkpoint import CheckpointMeta, read_checkpoint, restore, snapshot, write_checkpoint
+from mnist_accel.training.loop import evaluate, train
+from mnist_accel.training.objective import build_objective
+from mnist_accel.training.optim import WeightAverage, build_optimizer, lr_factor
+from mnist_accel.training.state import Position, StepInfo
 
 TRAIN_IMAGES, BATCH_SIZE, EPOCHS = 598, 199, 2  # 199, 199, 199 and 1: nothing divides, and the last has too few
 TEST_IMAGES = 205  # by 2, 3 and 7 with a remainder
@@ -106,8 +107,8 @@ def main(folder: Path, what: str, resumed_from: Path | None) -> None:
                 write_checkpoint(
                     folder / "checkpoints",
                     f"{position.step}.safetensors",
-                    capture(model, optimizer, average),
-                    Facts(
+                    snapshot(model, optimizer, average),
+                    CheckpointMeta(
                         recipe={},
                         dataset="",
                         world_size=runtime.world_size,
@@ -146,8 +147,8 @@ def main(folder: Path, what: str, resumed_from: Path | None) -> None:
             save_file({name: value.contiguous() for name, value in weights.items()}, folder / "weights.safetensors")
     if runtime.rank == 0:
         (folder / "said.json").write_text(json.dumps(said))
-    leave()
-    cli.end(0)
+    wait_for_ranks()
+    errors.end(0)
 
 
 def normalise_halves(folder: Path, runtime: Runtime) -> None:
@@ -175,8 +176,8 @@ def normalise_halves(folder: Path, runtime: Runtime) -> None:
     (folder / f"said-{runtime.rank}.json").write_text(json.dumps(facts))
     if runtime.rank == 0:
         (folder / "said.json").write_text(json.dumps(facts))
-    leave()
-    cli.end(0)
+    wait_for_ranks()
+    errors.end(0)
 
 
 def differs_between_ranks(model: nn.Module) -> bool:

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mnist_accel.data.batches import Selection
-from mnist_accel.device_step import DeviceStep
+from mnist_accel.training.graph_step import GraphStep
 
 
 class Recording(TorchDispatchMode):
@@ -43,8 +43,8 @@ def memory(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-class RecordedStep(DeviceStep):
-    """``DeviceStep`` on a CPU as it is on a GPU, but for the graph."""
+class RecordedStep(GraphStep):
+    """``GraphStep`` on a CPU as it is on a GPU, but for the graph."""
 
     def __init__(self, *args: Any, **how: Any):
         super().__init__(*args, **how)

@@ -145,7 +145,7 @@ def in_a_fresh_process(code: str) -> str:
 
 
 def test_the_command_line_imports_nothing_heavy() -> None:
-    code = "import sys, recipes, mnist_accel.cli, mnist_accel.report, mnist_accel.__main__\n"
+    code = "import sys, recipes, mnist_accel.cli, mnist_accel.console.report, mnist_accel.__main__\n"
     code += "[recipes.load(name) for name in recipes.names()]\n"
     code += "print(*{'torch', 'accelerate', 'torchvision', 'numpy', 'safetensors'} & set(sys.modules))"
     assert in_a_fresh_process(code) == "\n"

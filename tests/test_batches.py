@@ -15,7 +15,7 @@ from mnist_accel.data.batches import (
     ImageStore,
     TestBatches,
     TrainBatches,
-    prepare,
+    normalise,
     rank_slice,
     scored_at_once,
 )
@@ -166,7 +166,7 @@ def test_resuming_at_a_step_gives_the_batches_that_were_left(augmentation: Augme
 def test_pixels_become_normalised_floats() -> None:
     raw = torch.tensor([[[0, 255], [51, 102]]], dtype=torch.uint8)
     expected = (raw.double()[:, None] / 255 - 0.1307) / 0.3081
-    out = prepare(raw, 0.1307, 0.3081)
+    out = normalise(raw, 0.1307, 0.3081)
     assert out.dtype == torch.float32 and out.shape == (1, 1, 2, 2)
     torch.testing.assert_close(out.double(), expected, atol=1e-6, rtol=0)
     assert raw.tolist() == [[[0, 255], [51, 102]]]
@@ -175,7 +175,7 @@ def test_pixels_become_normalised_floats() -> None:
 def test_background_that_a_warp_lets_in_is_normalised_like_background() -> None:
     raw = torch.zeros(3, 28, 28, dtype=torch.uint8)
     warps = torch.eye(2, 3).expand(3, 2, 3) + torch.tensor([[0, 0, 0.5], [0, 0, 0.3]])
-    torch.testing.assert_close(prepare(raw, 0.1307, 0.3081, warps), prepare(raw, 0.1307, 0.3081))
+    torch.testing.assert_close(normalise(raw, 0.1307, 0.3081, warps), normalise(raw, 0.1307, 0.3081))
 
 
 def test_training_batches_are_normalised_with_the_given_mean_and_std() -> None:

@@ -22,14 +22,14 @@ from mnist_accel import __main__ as verbs
 from mnist_accel import commands, models
 from mnist_accel.commands import bench
 from mnist_accel.data.augment import draw_warps
-from mnist_accel.data.batches import prepare
+from mnist_accel.data.batches import normalise
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.errors import UserError
+from mnist_accel.machine.runtime import Runtime
 from mnist_accel.models import build_model, count_parameters
 from mnist_accel.models.onepoch import SECOND_WIDTH
-from mnist_accel.outcome import Watcher
 from mnist_accel.recipe import Recipe
-from mnist_accel.runtime import Runtime
+from mnist_accel.runs.watcher import Watcher
 
 PROJECT = Path(__file__).resolve().parents[1]
 DOCUMENTED = {"efficient25k": 8_762, "sub20k": 19_712, "compact13k": 13_808, "is3": 144_833}
@@ -129,7 +129,7 @@ def test_the_batched_loader_gives_what_ours_gives(data: Dataset, monkeypatch: py
     for rotation, warps in ((0.0, None), (10.0, matrices)):
         collate = batched.make_collate(0.1307, 0.3081, rotation, 0.0, 0.0, 0.0)
         theirs, their_labels = collate((images, labels))
-        torch.testing.assert_close(theirs, prepare(images, 0.1307, 0.3081, warps), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(theirs, normalise(images, 0.1307, 0.3081, warps), rtol=1e-4, atol=1e-4)
         assert torch.equal(their_labels, labels)
 
 
@@ -154,7 +154,7 @@ def test_stock_data_is_ours_unpacked_and_normalised_alike(data: Dataset) -> None
         assert len(train_set) == len(data.train_labels)
         image, label = train_set[3]
     assert label == data.train_labels[3]
-    torch.testing.assert_close(image, prepare(data.train_images[3:4], recipe.mean, recipe.std)[0])
+    torch.testing.assert_close(image, normalise(data.train_images[3:4], recipe.mean, recipe.std)[0])
 
 
 def test_epoch_gives_the_stock_script_its_faster_number_of_workers(runtime: Runtime, data: Dataset) -> None:
@@ -405,5 +405,5 @@ def test_alone_a_convolution_is_given_what_it_has_in_a_step(runtime: Runtime, da
 
 
 def test_only_layers_that_matter_are_judged() -> None:
-    judged = [convolutions.Agreement("x", share, in_step, 1.0).met for share, in_step in ((4, 9), (6, 1.2), (6, 1.3))]
-    assert judged == [None, True, False]
+    compared = [convolutions.Agreement("x", share, in_step, 1.0).met for share, in_step in ((4, 9), (6, 1.2), (6, 1.3))]
+    assert compared == [None, True, False]

@@ -18,12 +18,16 @@ from conftest import Fitted
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from mnist_accel import checkpoint as module
-from mnist_accel import engine
-from mnist_accel.checkpoint import (
+from mnist_accel.data.batches import Augmentation
+from mnist_accel.data.dataset import Dataset
+from mnist_accel.errors import Interrupted
+from mnist_accel.machine.runtime import Runtime
+from mnist_accel.models import build_model
+from mnist_accel.runs import checkpoint as module
+from mnist_accel.runs.checkpoint import (
     Checkpoint,
+    CheckpointMeta,
     DamagedCheckpoint,
-    Facts,
     capture,
     digest,
     newest_intact,
@@ -31,16 +35,12 @@ from mnist_accel.checkpoint import (
     restore,
     write_checkpoint,
 )
-from mnist_accel.data.batches import Augmentation
-from mnist_accel.data.dataset import Dataset
-from mnist_accel.errors import Interrupted
-from mnist_accel.interrupt import watch_for_signals
-from mnist_accel.models import build_model
-from mnist_accel.optim import WeightAverage, build_optimizer
-from mnist_accel.runtime import Runtime
+from mnist_accel.runs.interrupt import watch_for_signals
+from mnist_accel.training import loop
+from mnist_accel.training.optim import WeightAverage, build_optimizer
 
 Fit = Callable[..., Fitted]
-FACTS = Facts(
+FACTS = CheckpointMeta(
     recipe={"lr": 0.1, "name": "é", "claims": []},
     dataset="ab" * 32,
     world_size=2,
@@ -112,7 +112,7 @@ def test_what_is_written_is_read_back_bit_for_bit_with_its_strides(written: Path
     assert names(written.parent) == ["step-1.safetensors"]
 
 
-def replace_strides(facts: Facts) -> Facts:
+def replace_strides(facts: CheckpointMeta) -> CheckpointMeta:
     return replace(facts, strides={})
 
 
@@ -121,7 +121,7 @@ def test_a_freshly_built_training_takes_over_every_tensor(written: Path) -> None
     held = model.state_dict()  # as the average and DDP hold on to them
     read = read_checkpoint(written)
     restore(read.tensors, model, optimizer, average)
-    assert same_tensors(capture(model, optimizer, average), read.tensors)
+    assert same_tensors(snapshot(model, optimizer, average), read.tensors)
     assert all(held[name].data_ptr() == tensor.data_ptr() for name, tensor in model.state_dict().items())
 
 
@@ -416,9 +416,9 @@ def test_a_run_interrupted_in_the_middle_of_an_epoch_goes_on_bit_for_bit(
 def test_a_signal_during_an_evaluation_stops_at_the_next_step(
     fit: Fit, runtime: Runtime, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluate = engine.evaluate
+    evaluate = loop.evaluate
 
-    def interrupted(*arguments: Any) -> engine.Score:
+    def interrupted(*arguments: Any) -> loop.Score:
         os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(*arguments)
 

@@ -11,9 +11,9 @@ from conftest import Ran
 
 import recipes
 from mnist_accel.data.dataset import Dataset
-from mnist_accel.errors import OneLine, TrainingFailed
-from mnist_accel.outcome import Watcher
-from mnist_accel.results import EpochStats
+from mnist_accel.errors import CleanExit, TrainingFailed
+from mnist_accel.runs.watcher import Watcher
+from mnist_accel.training.state import EpochStats
 
 CHANGES = {"epochs": "2", "batch_size": "70", "lr": "0.01", "validation": "100", "dropout": "0.2", "rotation": "3"}
 
@@ -24,21 +24,21 @@ def mnist(tiny: Dataset) -> Dataset:
     return replace(tiny, name="mnist")
 
 
-def judged(result: Any) -> list[bool | None]:
+def compared(result: Any) -> list[bool | None]:
     return [claim.met for claim in result.claims if claim.name != "parameters (our choice)"]
 
 
 def test_the_recipe_as_it_is_is_held_against_its_claims_with_any_seed(
     run_here: Callable[..., Ran], mnist: Dataset
 ) -> None:
-    assert judged(run_here("recipe=onepoch", data=mnist).result) == [False]
-    assert judged(run_here("recipe=onepoch", "seed=3", data=mnist).result) == [False]
+    assert compared(run_here("recipe=onepoch", data=mnist).result) == [False]
+    assert compared(run_here("recipe=onepoch", "seed=3", data=mnist).result) == [False]
 
 
 @pytest.mark.parametrize("key", CHANGES)
 def test_changed_settings_are_held_against_no_claim(key: str, run_here: Callable[..., Ran], mnist: Dataset) -> None:
     result = run_here("recipe=onepoch", f"{key}={CHANGES[key]}", data=mnist).result
-    assert judged(result) == [None] and result.claims[0].measured is not None
+    assert compared(result) == [None] and result.claims[0].measured is not None
     assert result.claims[1].met is True  # the network has its parameters all the same
 
 
@@ -47,7 +47,7 @@ def test_drawn_digits_and_a_dry_run_are_held_against_no_claim(
 ) -> None:
     drawn = run_here("recipe=onepoch").result
     dry = run_here("recipe=onepoch", "dry_run=true", data=mnist).result
-    assert judged(drawn) == judged(dry) == [None]
+    assert compared(drawn) == compared(dry) == [None]
     assert (drawn.status, dry.status, dry.dry_run) == ("finished", "finished", True)
 
 
@@ -64,7 +64,7 @@ def test_a_run_that_failed_is_held_against_no_claim(
     def fail(stats: EpochStats) -> None:
         raise error
 
-    with pytest.raises(OneLine):
+    with pytest.raises(CleanExit):
         run_here("recipe=onepoch", f"out={tmp_path / 'failed'}", data=mnist, watcher=Watcher(on_epoch=fail))
     result = json.loads((tmp_path / "failed" / "result.json").read_text())
     assert (result["status"], result["optimizer_steps"]) == (status, 10)

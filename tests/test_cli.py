@@ -12,7 +12,7 @@ import pytest
 from conftest import Run
 
 import recipes
-from mnist_accel import cli
+from mnist_accel import cli, errors
 from mnist_accel.errors import TrainingFailed, UserError
 from mnist_accel.recipe import Recipe, RunOptions, keys_of
 
@@ -359,7 +359,7 @@ def test_exit_codes_tell_the_kind_of_end(capsys: pytest.CaptureFixture[str]) -> 
             return outcome
 
         with pytest.raises(SystemExit) as caught:
-            cli.exit_with_one_line(run)
+            errors.exit_with_one_line(run)
         return caught.value.code  # type: ignore[return-value]
 
     assert end_with(0) == 0
@@ -384,7 +384,7 @@ def test_only_rank_0_says_what_went_wrong_and_every_rank_ends_with_the_code(
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("LOCAL_RANK", rank)
         with pytest.raises(SystemExit) as caught:
-            cli.exit_with_one_line(run)
+            errors.exit_with_one_line(run)
         assert caught.value.code == code
         assert capsys.readouterr().err == said
 
@@ -439,7 +439,7 @@ def test_processes_inside_a_launcher_are_refused(
     monkeypatch.setattr(sys, "argv", ["launch.py", "recipe=onepoch", "processes=2", "dataset=synthetic"])
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
-        cli.exit_with_one_line(launch.main)
+        errors.exit_with_one_line(launch.main)
     assert ended.value.code == 2
     said = (
         "error: processes=2: a launcher already started this job with 4. "

@@ -17,18 +17,18 @@ from recorded_step import RecordedStep
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import mnist_accel.fit
-import mnist_accel.run
-from mnist_accel.checkpoint import Checkpoint, capture, newest_intact
+import mnist_accel.runs.run
+import mnist_accel.runs.trainer
 from mnist_accel.cli import parse
 from mnist_accel.data.batches import Augmentation, ImageStore, Selection
 from mnist_accel.data.dataset import Dataset
-from mnist_accel.device_step import READ_EVERY, DeviceStep, can_capture
-from mnist_accel.engine import EachStep
 from mnist_accel.errors import Interrupted, TrainingFailed
-from mnist_accel.outcome import Watcher
-from mnist_accel.runtime import Runtime
-from mnist_accel.stepping import Position, backward, undone
+from mnist_accel.machine.runtime import Runtime
+from mnist_accel.runs.checkpoint import Checkpoint, newest_intact
+from mnist_accel.runs.watcher import Watcher
+from mnist_accel.training.eager_step import EagerStep
+from mnist_accel.training.graph_step import READ_EVERY, GraphStep, can_capture
+from mnist_accel.training.state import Position, backward, undone
 from recipes import load, names
 
 Fit = Callable[..., Fitted]
@@ -52,14 +52,14 @@ REGIMES: dict[str, dict[str, Any]] = {
     "binary": {"network": "is3", "loss": "binary", "dropout": 0.2, "ema": 0.9, "epochs": 2},
     "channel dropout": {"network": "onepoch", "dropout": 0.2, "augmentation": WARPED},
 }
-WAYS = pytest.mark.parametrize("way", [DeviceStep, RecordedStep])
-Way = type[DeviceStep]
+WAYS = pytest.mark.parametrize("way", [GraphStep, RecordedStep])
+Way = type[GraphStep]
 
 
 class Built:
     """Builds steppers of one kind and keeps the last, for a look at what it worked on."""
 
-    def __init__(self, way: type[EachStep] | Way, **how: Any):
+    def __init__(self, way: type[EagerStep] | Way, **how: Any):
         self.way, self.how = way, how
 
     def __call__(self, *args: Any) -> Any:
@@ -80,7 +80,7 @@ def but_statistics(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if "running" not in name and "num_batches" not in name}
 
 
-def trained(fit: Fit, way: type[EachStep] | Way, *args: Any, **how: Any) -> tuple[Fitted, Built]:
+def trained(fit: Fit, way: type[EagerStep] | Way, *args: Any, **how: Any) -> tuple[Fitted, Built]:
     built = Built(way)
     return fit(*args, build_stepper=built, **how), built
 
@@ -91,7 +91,7 @@ def trained(fit: Fit, way: type[EachStep] | Way, *args: Any, **how: Any) -> tupl
 @WAYS
 @pytest.mark.parametrize("regime", REGIMES)
 def test_nothing_that_is_learned_differs(fit: Fit, runtime: Runtime, tiny: Dataset, regime: str, way: Way) -> None:
-    ordinary, by_steps = trained(fit, EachStep, runtime, tiny, **REGIMES[regime])
+    ordinary, by_steps = trained(fit, EagerStep, runtime, tiny, **REGIMES[regime])
     unseen, unlooked = trained(fit, way, runtime, tiny, **REGIMES[regime])
     assert same(by_steps.tensors(), unlooked.tensors())
     for one, other in zip(ordinary.history, unseen.history, strict=True):
@@ -109,7 +109,7 @@ def test_nothing_that_is_learned_differs(fit: Fit, runtime: Runtime, tiny: Datas
 
 @WAYS
 def test_in_bf16_as_well(fit: Fit, make_runtime: MakeRuntime, tiny: Dataset, way: Way) -> None:
-    _, by_steps = trained(fit, EachStep, make_runtime("bf16"), tiny, **REGIMES["adamw"])
+    _, by_steps = trained(fit, EagerStep, make_runtime("bf16"), tiny, **REGIMES["adamw"])
     _, unlooked = trained(fit, way, make_runtime("bf16"), tiny, **REGIMES["adamw"])
     assert same(by_steps.tensors(), unlooked.tensors())
 
@@ -157,13 +157,13 @@ def test_there_is_a_bound_for_every_recipe() -> None:
     assert AT_MOST.keys() == set(names())
 
 
-class CountedEachStep(EachStep):
+class CountedEachStep(EagerStep):
     def step(self, *args: Any) -> Any:
         with Counting() as self.counting:
             return super().step(*args)
 
 
-class CountedDeviceStep(DeviceStep):
+class CountedDeviceStep(GraphStep):
     def body(self, chosen: Selection) -> Tensor:
         with Counting() as self.counting:
             return super().body(chosen)
@@ -188,7 +188,7 @@ def test_images_put_in_order_ahead_are_the_same(
     fit: Fit, runtime: Runtime, tiny: Dataset, regime: str, way: Way
 ) -> None:
     """As on a GPU with room for copies, where a step's images are a slice, and often normalised already."""
-    _, by_steps = trained(fit, EachStep, runtime, tiny, **REGIMES[regime])
+    _, by_steps = trained(fit, EagerStep, runtime, tiny, **REGIMES[regime])
     _, unlooked = trained(fit, way, runtime, tiny, room=2**30, **REGIMES[regime])
     batches = unlooked.stepper.batches
     assert batches.orders_ahead and batches.normalises_ahead == ("augmentation" not in REGIMES[regime])
@@ -198,10 +198,10 @@ def test_images_put_in_order_ahead_are_the_same(
 # Warming up before the clock
 
 
-@pytest.mark.parametrize("way", [EachStep, DeviceStep, RecordedStep])
+@pytest.mark.parametrize("way", [EagerStep, GraphStep, RecordedStep])
 @pytest.mark.parametrize("regime", REGIMES)
 def test_warming_up_leaves_no_trace(
-    fit: Fit, runtime: Runtime, tiny: Dataset, regime: str, way: type[EachStep] | Way
+    fit: Fit, runtime: Runtime, tiny: Dataset, regime: str, way: type[EagerStep] | Way
 ) -> None:
     def kept(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.clone() for name, tensor in tensors.items()}
@@ -217,7 +217,7 @@ def test_warming_up_leaves_no_trace(
     with undone(stepper.model, stepper.optimizer, runtime.accelerator, stepper.average):
         stepper.model.train()
         stepper.warm_up(next(stepper.batches.selections(0)), 1)
-        assert way is not EachStep or not same(before, after.tensors())  # the others' leaves no trace by itself
+        assert way is not EagerStep or not same(before, after.tensors())  # the others' leaves no trace by itself
     assert same(before, after.tensors())
     assert (stepper.average and stepper.average.steps) == steps
     assert torch.equal(torch.get_rng_state(), drawn)
@@ -258,7 +258,7 @@ def test_a_loss_that_is_no_number_is_told_by_the_first_step_as_without_a_warm_up
     def poison(layer: torch.nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
         return output * math.inf
 
-    for way in (EachStep, DeviceStep, RecordedStep):
+    for way in (EagerStep, GraphStep, RecordedStep):
         handle = torch.nn.modules.module.register_module_forward_hook(poison)
         try:
             failed, built = trained(fit, way, runtime, tiny, warm_up=True, ema=0.5, catch=TrainingFailed)
@@ -276,7 +276,7 @@ def test_a_loss_that_is_no_number_is_told_by_the_first_step_as_without_a_warm_up
 def test_the_loss_is_read_now_and_then_and_is_the_mean_since(fit: Fit, runtime: Runtime, tiny: Dataset) -> None:
     how: dict[str, Any] = {"batch_size": 10, "epochs": 2}
     each = fit(runtime, tiny, **how).losses
-    seen = fit(runtime, tiny, build_stepper=DeviceStep, **how).losses
+    seen = fit(runtime, tiny, build_stepper=GraphStep, **how).losses
     assert len(seen) == len(each) == 120
     # The first step, so that there is a number at all; fifty later; and an epoch's end.
     expected = [each[0]] * 50 + [sum(each[1:51]) / 50] * 9 + [sum(each[51:60]) / 9] * 50
@@ -297,7 +297,7 @@ def test_while_a_profiler_looks_every_step_runs_by_itself_and_is_read(
 
     built = Built(RecordedStep, eager_now=eager_now)
     fitted = fit(runtime, tiny, build_stepper=built, **REGIMES["adam"] | {"batch_size": 100})
-    each, by_steps = trained(fit, EachStep, runtime, tiny, **REGIMES["adam"] | {"batch_size": 100})
+    each, by_steps = trained(fit, EagerStep, runtime, tiny, **REGIMES["adam"] | {"batch_size": 100})
     assert len(asked) == 12 and built.stepper.replays == 10
     assert same(by_steps.tensors(), built.tensors())
     assert fitted.losses[3] == pytest.approx(each.losses[3], rel=1e-6)
@@ -312,7 +312,7 @@ def test_a_capture_that_fails_costs_one_line_and_not_the_run(fit: Fit, runtime: 
     said: list[str] = []
     built = Built(NoGraph, tell=said.append)
     fit(runtime, tiny, build_stepper=built, **REGIMES["sgd"])
-    _, by_steps = trained(fit, EachStep, runtime, tiny, **REGIMES["sgd"])
+    _, by_steps = trained(fit, EagerStep, runtime, tiny, **REGIMES["sgd"])
     assert said == [
         "the training step could not be captured as one CUDA graph (operation not permitted when stream is capturing); "
         "it runs uncaptured"
@@ -354,7 +354,7 @@ def test_a_bad_loss_stops_every_later_step(
         "lr_at": lambda step: 1e30 if step == too_far else 0.01,
         "catch": TrainingFailed,
     }
-    at_once, by_steps = trained(fit, EachStep, runtime, tiny, **how)
+    at_once, by_steps = trained(fit, EagerStep, runtime, tiny, **how)
     late, unlooked = trained(fit, way, runtime, tiny, **how)
     assert str(late.error) == str(at_once.error) != "None"
     assert len(late.steps) >= len(at_once.steps)
@@ -369,11 +369,11 @@ def test_a_bad_loss_stops_every_later_step(
 
 
 def test_the_first_bad_loss_is_the_one_that_is_told(fit: Fit, runtime: Runtime, tiny: Dataset) -> None:
-    _, built = trained(fit, DeviceStep, runtime, tiny, epochs=0)
+    _, built = trained(fit, GraphStep, runtime, tiny, epochs=0)
     stepper = built.stepper
     for loss, masked in ((1.5, 0), (2.5, 0), (math.inf, 1), (3.0, 1), (math.nan, 1)):
         value = torch.tensor(loss)
-        stepper.judge(value)
+        stepper.mask_from(value)
         assert stepper.found_inf == masked
         assert value.item() == loss or math.isnan(loss)
         stepper.losses[len(stepper.unread)].copy_(value)
@@ -424,7 +424,7 @@ def test_no_checkpoint_and_no_score_comes_after_a_bad_loss(
 
 
 def interrupted(
-    fit: Fit, runtime: Runtime, tiny: Dataset, folder: Path, way: type[EachStep] | Way, how: dict[str, Any]
+    fit: Fit, runtime: Runtime, tiny: Dataset, folder: Path, way: type[EagerStep] | Way, how: dict[str, Any]
 ) -> Checkpoint:
     fit(runtime, tiny, build_stepper=way, save_in=folder, stop_after_steps=8, catch=Interrupted, **how)
     found, _ = newest_intact(folder)
@@ -435,7 +435,7 @@ def interrupted(
 @pytest.mark.parametrize("regime", ["sgd", "adam", "adamw"])
 @pytest.mark.parametrize(
     ("first", "second"),
-    [(DeviceStep, DeviceStep), (RecordedStep, RecordedStep), (EachStep, RecordedStep), (RecordedStep, EachStep)],
+    [(GraphStep, GraphStep), (RecordedStep, RecordedStep), (EagerStep, RecordedStep), (RecordedStep, EagerStep)],
 )
 def test_interrupted_and_resumed_is_as_never_interrupted(
     fit: Fit, runtime: Runtime, tiny: Dataset, tmp_path: Path, regime: str, first: Way, second: Way
@@ -469,22 +469,22 @@ def test_a_run_takes_it_where_it_can_and_graph_off_does_not(
 ) -> None:
     make_runtime()
     built: list[type] = []
-    monkeypatch.setattr(mnist_accel.run, "load_dataset", lambda *asked: tiny)
-    monkeypatch.setattr(mnist_accel.fit, "can_capture", lambda accelerator, store: store.resident)
+    monkeypatch.setattr(mnist_accel.runs.run, "load_dataset", lambda *asked: tiny)
+    monkeypatch.setattr(mnist_accel.runs.trainer, "can_capture", lambda accelerator, store: store.resident)
 
     def noting(kind: type) -> Callable[..., Any]:
         return lambda *args, **how: built.append(kind) or kind(*args, **how)
 
-    for kind in (DeviceStep, EachStep):
-        monkeypatch.setattr(mnist_accel.fit, kind.__name__, noting(kind))
+    for kind in (GraphStep, EagerStep):
+        monkeypatch.setattr(mnist_accel.runs.trainer, kind.__name__, noting(kind))
     weights = []
     for words in (["graph=off"], ["graph=auto"], []):
         folder = tmp_path / str(len(weights))
         typed = ["recipe=onepoch", "batch_size=100", "threads=1", "device=cpu", f"out={folder}", *words]
         request = parse(typed, ["onepoch"], load)
-        mnist_accel.run.run(request, Watcher(), time.perf_counter())
+        mnist_accel.runs.run.run(request, Watcher(), time.perf_counter())
         weights.append((folder / "model.safetensors").read_bytes())
-    assert built == [EachStep, DeviceStep, DeviceStep]
+    assert built == [EagerStep, GraphStep, GraphStep]
     assert weights[0] == weights[1] == weights[2]
 
 
@@ -493,16 +493,18 @@ def test_the_seconds_of_warming_up_stand_beside_those_of_training(
 ) -> None:
     """Which happens by itself on a GPU only; a run that is made to do it here leaves the same weights."""
     make_runtime()
-    monkeypatch.setattr(mnist_accel.run, "load_dataset", lambda *asked: tiny)
-    usual = mnist_accel.fit.train
+    monkeypatch.setattr(mnist_accel.runs.run, "load_dataset", lambda *asked: tiny)
+    usual = mnist_accel.runs.trainer.train
     results, weights = [], []
     for warm_up in (None, True):
         folder = tmp_path / str(warm_up)
         typed = ["recipe=onepoch", "batch_size=100", "threads=1", "device=cpu", f"out={folder}"]
         forced = {} if warm_up is None else {"warm_up": warm_up}
-        monkeypatch.setattr(mnist_accel.fit, "train", lambda *args, forced=forced, **how: usual(*args, **how | forced))
+        monkeypatch.setattr(
+            mnist_accel.runs.trainer, "train", lambda *args, forced=forced, **how: usual(*args, **how | forced)
+        )
         request = parse(typed, ["onepoch"], load)
-        results.append(mnist_accel.run.run(request, Watcher(), time.perf_counter())[0])
+        results.append(mnist_accel.runs.run.run(request, Watcher(), time.perf_counter())[0])
         weights.append((folder / "model.safetensors").read_bytes())
     assert results[0].warmup_seconds == 0 < results[1].warmup_seconds
     assert weights[0] == weights[1]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mnist_accel.dropout import LEVELS, Dropout
+from mnist_accel.models.layers import LEVELS, Dropout
 
 
 def dropped_out(images: torch.Tensor, probability: float, seed: int = 0) -> torch.Tensor:

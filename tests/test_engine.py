@@ -16,17 +16,17 @@ from conftest import Fitted
 from one_rank import Doubled
 from torch import Tensor, nn
 
-from mnist_accel import engine
-from mnist_accel.checkpoint import newest_intact
 from mnist_accel.data.augment import draw_warps
-from mnist_accel.data.batches import Augmentation, ImageStore, Selection, TestBatches, prepare
+from mnist_accel.data.batches import Augmentation, ImageStore, Selection, TestBatches, normalise
 from mnist_accel.data.dataset import Dataset
-from mnist_accel.engine import EachStep, Score, evaluate
 from mnist_accel.errors import Interrupted, TrainingFailed
+from mnist_accel.machine.runtime import Runtime
 from mnist_accel.models import build_model
-from mnist_accel.objective import OneAgainstRest, TenClasses
-from mnist_accel.runtime import Runtime
+from mnist_accel.runs.checkpoint import newest_intact
 from mnist_accel.seeding import derive_seed
+from mnist_accel.training.eager_step import EagerStep
+from mnist_accel.training.loop import Score, evaluate
+from mnist_accel.training.objective import OneAgainstRest, TenClasses
 
 Fit = Callable[..., Fitted]
 
@@ -37,7 +37,7 @@ def same_weights(one: nn.Module, other: nn.Module) -> bool:
 
 
 def scored_images(data: Dataset) -> tuple[Tensor, Tensor]:
-    return prepare(data.test_images, 0.1307, 0.3081), data.test_labels
+    return normalise(data.test_images, 0.1307, 0.3081), data.test_labels
 
 
 def scored_store(data: Dataset) -> ImageStore:
@@ -87,7 +87,7 @@ def test_two_epochs_are_those_of_a_plain_loop(
         warps = draw_warps(600, derive_seed(0, "warp", epoch), **warped)
         assert warps is not None
         for chosen, matrices in zip(order.split(130), warps.split(130), strict=True):
-            inputs = prepare(tiny.train_images[chosen], 0.1307, 0.3081, matrices)
+            inputs = normalise(tiny.train_images[chosen], 0.1307, 0.3081, matrices)
             loss = F.cross_entropy(model(inputs), tiny.train_labels[chosen], label_smoothing=0.1)
             optimizer.zero_grad()
             loss.backward()
@@ -115,7 +115,7 @@ def test_seconds_are_those_of_the_steps_alone_added_up_over_saves_and_a_resume(
         now[0] += 1
         return 0.01
 
-    class Warmed(EachStep):
+    class Warmed(EagerStep):
         def warm_up(self, chosen: Selection, dropout_seed: int) -> None:
             super().warm_up(chosen, dropout_seed)
             now[0] += 100
@@ -192,7 +192,7 @@ def test_one_step_is_the_gradient_of_the_mean_loss(fit: Fit, runtime: Runtime, t
     chosen = torch.randperm(600, generator=generator)[:100]
     warps = draw_warps(600, derive_seed(0, "warp", 0), rotation=10, translation=0.1, scale=0, shear=0)
     assert warps is not None
-    inputs = prepare(tiny.train_images[chosen], 0.1307, 0.3081, warps[:100])
+    inputs = normalise(tiny.train_images[chosen], 0.1307, 0.3081, warps[:100])
     loss = F.cross_entropy(before.train()(inputs), tiny.train_labels[chosen])
     loss.backward()
     assert after.losses == pytest.approx([loss.item()], rel=1e-5)

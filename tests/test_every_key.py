@@ -22,14 +22,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import recipes
-from mnist_accel import cli, fit, job, run, runtime
+from mnist_accel import cli
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.errors import Interrupted, UserError
-from mnist_accel.exchange import Patience
-from mnist_accel.outcome import Watcher
+from mnist_accel.machine import job, runtime
 from mnist_accel.recipe import Recipe, RunOptions, keys_of
-from mnist_accel.results import RunFolder
-from mnist_accel.stepping import StepInfo
+from mnist_accel.runs import run
+from mnist_accel.runs.folder import RunFolder
+from mnist_accel.runs.watcher import Watcher
+from mnist_accel.training.exchange import Patience
+from mnist_accel.training.state import StepInfo
 
 RunHere = Callable[..., Ran]
 
@@ -215,7 +217,7 @@ def test_processes_starts_as_many_with_the_same_words(
     alone: list[Any] = []
     monkeypatch.setattr(sys, "argv", ["launch.py", *words])
     monkeypatch.setattr(job, "spawn", lambda count, script, argv, again: spawned.append((count, argv, again)) or 0)
-    monkeypatch.setattr(runtime, "leave", lambda: None)
+    monkeypatch.setattr(job, "wait_for_ranks", lambda: None)
     monkeypatch.setattr(run, "run", lambda request, *told: alone.append(request) or (None, RunFolder(Path())))
     assert launch.main() == 0
     assert spawned == [(count, words, restarts) for count, restarts in starts] and len(alone) == (not starts)
@@ -236,7 +238,7 @@ def test_timeout_is_how_long_processes_wait_for_each_other(
 def test_a_step_is_captured_unless_graph_is_off(graph: str, run_here: RunHere, monkeypatch: pytest.MonkeyPatch) -> None:
     built = []
     monkeypatch.setattr(fit, "can_capture", lambda *facts: True)  # as on a GPU
-    monkeypatch.setattr(fit, "DeviceStep", lambda *facts, **how: built.append(RecordedStep(*facts, **how)) or built[-1])
+    monkeypatch.setattr(fit, "GraphStep", lambda *facts, **how: built.append(RecordedStep(*facts, **how)) or built[-1])
     run_here(*typed(TEN | PLAIN), f"graph={graph}")
     assert [step.replays > 0 for step in built] == ([True] if graph == "auto" else [])
 

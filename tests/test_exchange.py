@@ -18,8 +18,8 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-from mnist_accel.errors import Interrupted, OneLine, PeerLost
-from mnist_accel.exchange import GRACE_SECONDS, LONGEST_NAP, SHORTEST_NAP, Exchange, Patience
+from mnist_accel.errors import CleanExit, Interrupted, PeerLost
+from mnist_accel.training.exchange import GRACE_SECONDS, LONGEST_NAP, SHORTEST_NAP, Exchange, Patience
 
 DEVICES = [torch.device("cpu"), torch.device("cuda")]
 
@@ -77,11 +77,11 @@ def test_nobody_waits_for_ever(
     error = None
     try:
         patience.wait(work, device)  # type: ignore[arg-type]
-    except (OneLine, RuntimeError) as caught:
+    except (CleanExit, RuntimeError) as caught:
         error = caught
     assert type(error) is (said or type(None))
     assert ends <= work.now <= ends + (0.02 if device.type == "cuda" else 1)
-    if isinstance(error, OneLine):
+    if isinstance(error, CleanExit):
         assert error.here_only and "\n" not in str(error)
     if isinstance(error, PeerLost):
         assert "lost another of this job" in str(error) and "no answer for 60 seconds" in str(error)
@@ -112,7 +112,7 @@ from mnist_accel import cli, exchange
 from mnist_accel.exchange import Exchange, Patience
 from mnist_accel.interrupt import naming_lost_peers
 from mnist_accel.job import spawn
-from mnist_accel.runtime import has_to_spawn, leave, prepare, start_runtime
+from mnist_accel.machine.runtime import has_to_spawn, wait_for_ranks, prepare, start_runtime
 
 def main():
     if has_to_spawn(2):
@@ -125,10 +125,10 @@ def main():
     told = Exchange(prepared, Patience(TIMEOUT, lambda: asked[0]))
     with naming_lost_peers():
         BODY
-    leave()
+    wait_for_ranks()
     return 0
 
-cli.exit_with_one_line(main)
+errors.exit_with_one_line(main)
 """
 
 

@@ -21,24 +21,24 @@ from conftest import Fitted, Launch
 from jobs import ROOT, a_run, as_if_killed
 from torch import Tensor
 
-import mnist_accel.device_step
-import mnist_accel.fit
-import mnist_accel.run
+import mnist_accel.runs.run
+import mnist_accel.runs.trainer
+import mnist_accel.training.graph_step
 import recipes
 from benchmarks.fresh import precisions_of
-from mnist_accel.checkpoint import newest_intact
 from mnist_accel.cli import parse
 from mnist_accel.data.batches import Augmentation, ImageStore, TrainBatches
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.data.synthetic import draw_dataset
-from mnist_accel.device_step import DeviceStep, can_capture
-from mnist_accel.engine import EachStep
 from mnist_accel.errors import Interrupted, TrainingFailed
-from mnist_accel.outcome import Watcher
+from mnist_accel.machine.runtime import Runtime
 from mnist_accel.profiling.layers import analyse
 from mnist_accel.profiling.trace_file import read_trace
-from mnist_accel.results import RunResult
-from mnist_accel.runtime import Runtime
+from mnist_accel.runs.checkpoint import newest_intact
+from mnist_accel.runs.result import RunResult
+from mnist_accel.runs.watcher import Watcher
+from mnist_accel.training.eager_step import EagerStep
+from mnist_accel.training.graph_step import GraphStep, can_capture
 
 pytestmark = [
     pytest.mark.gpu,
@@ -168,8 +168,8 @@ def test_fp16_s_first_steps_may_overflow(fit: Fit, make_runtime: MakeRuntime, ti
     scales: list[float] = []
     momenta: list[Tensor] = []
 
-    def build(*args: Any) -> EachStep:
-        stepper = EachStep(*args)
+    def build(*args: Any) -> EagerStep:
+        stepper = EagerStep(*args)
         ordinary = stepper.step
 
         def step(*how: Any) -> tuple[float, int]:
@@ -195,10 +195,10 @@ def test_fp16_s_first_steps_may_overflow(fit: Fit, make_runtime: MakeRuntime, ti
 class Graphs:
     """Builds steppers that capture, or do the same uncaptured, and keeps the last."""
 
-    def __init__(self, way: type[DeviceStep] = DeviceStep, captures: bool = True, **how: Any):
+    def __init__(self, way: type[GraphStep] = GraphStep, captures: bool = True, **how: Any):
         self.way, self.captures, self.how = way, captures, how
 
-    def __call__(self, *args: Any, **how: Any) -> DeviceStep:
+    def __call__(self, *args: Any, **how: Any) -> GraphStep:
         self.stepper = self.way(*args, **self.how | how)
         self.stepper.captures = self.stepper.captures and self.captures
         return self.stepper
@@ -226,17 +226,17 @@ Train = Callable[..., tuple[RunResult, dict[str, Tensor]]]
 def train(make_runtime: MakeRuntime, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
     """Two epochs of a run as launch.py's, in this process and on few images; its result and its last checkpoint's
     tensors: weights, what the optimizer holds, the average."""
-    monkeypatch.setattr(mnist_accel.run, "load_dataset", lambda *asked: tiny)
+    monkeypatch.setattr(mnist_accel.runs.run, "load_dataset", lambda *asked: tiny)
 
     def train(graphs: Graphs, precision: str, *words: str) -> tuple[RunResult, dict[str, Tensor]]:
         skip_without(precision)
         make_runtime(precision, "cuda")
-        monkeypatch.setattr(mnist_accel.fit, "DeviceStep", graphs)
+        monkeypatch.setattr(mnist_accel.runs.trainer, "GraphStep", graphs)
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         typed = (*words, "epochs=2", "device=cuda", f"precision={precision}", f"out={folder}")
         said: list[str] = []
         request = parse(typed, recipes.names(), recipes.load)
-        result, _ = mnist_accel.run.run(request, Watcher(on_problem=said.append), time.perf_counter())
+        result, _ = mnist_accel.runs.run.run(request, Watcher(on_problem=said.append), time.perf_counter())
         assert said == []
         assert (graphs.stepper.replay is not None) == graphs.captures
         checkpoint, _ = newest_intact(folder / "checkpoints")
@@ -275,7 +275,7 @@ def refusing_to_wait() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-class Unasking(DeviceStep):
+class Unasking(GraphStep):
     """Its body never waits for the device, be it warmed up, captured, or an epoch's last batch."""
 
     bodies = 0
@@ -300,7 +300,7 @@ def test_a_step_never_waits_for_the_device(train: Train, precision: str, regime:
 def test_memory_stays_flat_over_a_thousand_replays(fit: Fit, make_runtime: MakeRuntime, tiny: Dataset) -> None:
     taken: list[tuple[int, int]] = []
 
-    class Weighed(DeviceStep):
+    class Weighed(GraphStep):
         def step(self, *how: Any) -> tuple[float, int]:
             told = super().step(*how)
             taken.append((torch.cuda.memory_allocated(), torch.cuda.memory_reserved()))
@@ -316,7 +316,7 @@ def test_memory_stays_flat_over_a_thousand_replays(fit: Fit, make_runtime: MakeR
 
 @pytest.fixture
 def every_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mnist_accel.device_step, "READ_EVERY", 1)
+    monkeypatch.setattr(mnist_accel.training.graph_step, "READ_EVERY", 1)
 
 
 @pytest.mark.usefixtures("every_loss")
@@ -356,7 +356,7 @@ def test_a_captured_step_draws_the_same_dropout(
     """Weights that stay where they are leave nothing else that could differ; another mask would by some percent."""
     how: dict[str, Any] = {"network": network, "dropout": 0.5, "lr_at": lambda step: 0.0, "optimizer": "sgd"}
     runtime = make_runtime("fp32", "cuda")
-    captured = fit(runtime, tiny, build_stepper=DeviceStep, **how)
+    captured = fit(runtime, tiny, build_stepper=GraphStep, **how)
     assert captured.losses == pytest.approx(fit(runtime, tiny, **how).losses, rel=1e-5)
 
 
@@ -394,11 +394,11 @@ def test_a_captured_run_is_resumed_in_the_middle_of_an_epoch_bit_for_bit(
 ) -> None:
     how: dict[str, Any] = {"epochs": 2, "dropout": 0.3, "ema": 0.7, "optimizer": "sgd", "momentum": 0.9}
     runtime = make_runtime("fp32", "cuda")
-    whole = fit(runtime, tiny, build_stepper=DeviceStep, **how)
-    fit(runtime, tiny, build_stepper=DeviceStep, save_in=tmp_path, stop_after_steps=8, catch=Interrupted, **how)
+    whole = fit(runtime, tiny, build_stepper=GraphStep, **how)
+    fit(runtime, tiny, build_stepper=GraphStep, save_in=tmp_path, stop_after_steps=8, catch=Interrupted, **how)
     checkpoint, _ = newest_intact(tmp_path)
     assert checkpoint is not None and (checkpoint.facts.epoch, checkpoint.facts.step) == (1, 2)
-    resumed = fit(runtime, tiny, build_stepper=DeviceStep, resumed=checkpoint, **how)
+    resumed = fit(runtime, tiny, build_stepper=GraphStep, resumed=checkpoint, **how)
     assert different(whole.model.state_dict(), resumed.model.state_dict()) == []
     assert resumed.history[1].test_loss == whole.history[1].test_loss
 
@@ -593,7 +593,7 @@ def test_a_trace_of_replayed_graphs_is_read_and_says_that_it_cannot_name_layers(
         on_trace_ready=lambda taken: taken.export_chrome_trace(str(trace)),
     )
 
-    class Traced(DeviceStep):
+    class Traced(GraphStep):
         def step(self, *how: Any) -> tuple[float, int]:
             told = super().step(*how)
             profiler.step()

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import mnist_accel.data.dataset
-import mnist_accel.run
+import mnist_accel.runs.run
 import recipes
 from benchmarks import fresh, gpu, gpu_profile, gpu_row
 from benchmarks.children import run_python
@@ -288,7 +288,7 @@ def test_a_profile_and_both_ways_of_a_step(
 ) -> None:
     make_runtime()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(mnist_accel.run, "load_dataset", lambda *asked: tiny)
+    monkeypatch.setattr(mnist_accel.runs.run, "load_dataset", lambda *asked: tiny)
     found = gpu_profile.profile(["recipe=onepoch", "precision=fp32", "batch_size=10", "device=cpu", "threads=1"])
     assert found["problems"] == []
     for way, epochs in (("profiled", 1), ("replayed", 2), ("launched", 2)):

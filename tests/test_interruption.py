@@ -31,7 +31,7 @@ from jobs import (
 )
 from test_resume import checked
 
-from mnist_accel.checkpoint import newest_intact, read_checkpoint
+from mnist_accel.runs.checkpoint import newest_intact, read_checkpoint
 
 STOPPED = "stopped by {}; resume=auto goes on from there: "
 

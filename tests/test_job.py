@@ -11,9 +11,9 @@ from jobs import ROOT, TORCHRUN, TWO, Launch
 from test_resume import checked
 from torch.distributed import HashStore
 
-from mnist_accel.checkpoint import newest_first, read_checkpoint, write_checkpoint
 from mnist_accel.errors import PeerLost
-from mnist_accel.job import code_of, meet, was_lost
+from mnist_accel.machine.job import code_of, meet, was_lost
+from mnist_accel.runs.checkpoint import newest_first, read_checkpoint, write_checkpoint
 
 SOON = timedelta(seconds=60)
 

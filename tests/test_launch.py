@@ -15,8 +15,8 @@ import pytest
 from jobs import ACCELERATE, ACCELERATE_TWO, ROOT, TORCHRUN, Begin, Launch, Run, a_run
 
 import recipes
+from mnist_accel.machine.runtime import usable_cores
 from mnist_accel.recipe import Recipe, RunOptions, keys_of
-from mnist_accel.runtime import usable_cores
 
 # README explains the fields; they are only ever added to, and added here.
 CONTRACT = (
@@ -123,7 +123,7 @@ def test_weights_loaded_in_a_fresh_process_give_the_same_accuracy_to_the_digit(
         "from mnist_accel.engine import evaluate\n"
         "from mnist_accel.models import build_model\n"
         "from mnist_accel.objective import TenClasses\n"
-        "from mnist_accel.runtime import start_runtime\n"
+        "from mnist_accel.machine.runtime import start_runtime\n"
         "folder = Path(sys.argv[1])\n"
         "recipe = json.loads((folder / 'recipe.json').read_text())['recipe']\n"
         "runtime = start_runtime('fp32', 'cpu', 1)\n"
@@ -244,7 +244,7 @@ def test_a_cpu_without_memory_ends_with_3_and_one_line_that_says_what_to_type(
         "    resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))\n"
         "    return train(*arguments, **named)\n"
         "fit.train = train_in_little\n"
-        "cli.exit_with_one_line(launch.main)\n"
+        "errors.exit_with_one_line(launch.main)\n"
     )
     run = a_run(run_launch, tmp_path / "run", "recipe=sub20k", "batch_size=20000", "threads=1", script=script)
     said = "error: batch_size=20000: the machine ran out of memory. Type batch_size=10000\n"

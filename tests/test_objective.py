@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mnist_accel.objective import OneAgainstRest, TenClasses, build_objective
+from mnist_accel.training.objective import OneAgainstRest, TenClasses, build_objective
 
 LOGITS = torch.randn(12, 10, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(12) % 10

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mnist_accel.optim import WeightAverage, build_optimizer, lr_factor
+from mnist_accel.training.optim import WeightAverage, build_optimizer, lr_factor
 
 SETTINGS: dict[str, Any] = {"lr": 0.1, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
 

@@ -11,11 +11,11 @@ import recipes
 from mnist_accel import cli
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.errors import Interrupted, OutOfMemory, PeerLost, TrainingFailed
+from mnist_accel.machine.runtime import Runtime
 from mnist_accel.models import build_model
-from mnist_accel.outcome import Progress, describe
-from mnist_accel.results import RunResult
-from mnist_accel.runtime import Runtime
-from mnist_accel.stepping import Position
+from mnist_accel.runs.result import RunResult, describe
+from mnist_accel.runs.watcher import Progress
+from mnist_accel.training.state import Position
 
 Described = Callable[..., RunResult]
 

@@ -14,16 +14,16 @@ from torch import nn
 
 from mnist_accel import cli
 from mnist_accel.commands import trace
+from mnist_accel.console.profile_report import show_profile
 from mnist_accel.errors import UserError
+from mnist_accel.machine.runtime import Runtime
 from mnist_accel.profiling import collect, roofline
 from mnist_accel.profiling.collect import PLANNED, Profile, plan
 from mnist_accel.profiling.layers import analyse
 from mnist_accel.profiling.roofline import Roofline
-from mnist_accel.profiling.summary import Summary
+from mnist_accel.profiling.summary import ProfileSummary
 from mnist_accel.profiling.trace_file import read_trace
-from mnist_accel.report_profile import show_profile
-from mnist_accel.runtime import Runtime
-from mnist_accel.stepping import Position, StepInfo
+from mnist_accel.training.state import Position, StepInfo
 from recipes import load, names
 
 # 3,000 images: 60 steps of everything that may touch the result.
@@ -190,7 +190,7 @@ def test_what_has_too_few_steps_is_refused_in_one_line(words: list[str], says: s
 class Told:
     def __init__(self) -> None:
         self.problems: list[str] = []
-        self.summaries: list[Summary] = []
+        self.summaries: list[ProfileSummary] = []
         self.position = Position()
 
 

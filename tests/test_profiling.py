@@ -26,10 +26,10 @@ from mnist_accel.profiling.compare import compare
 from mnist_accel.profiling.folder import make_folder
 from mnist_accel.profiling.layers import IDLE, Analysis, analyse
 from mnist_accel.profiling.roofline import Roofline, measure_roofline, roofline_that_fits
-from mnist_accel.profiling.summary import RankTimes, Summary, as_json, summarise, summary_beside
+from mnist_accel.profiling.summary import ProfileSummary, RankTimes, as_json, summarise, summary_beside
 from mnist_accel.profiling.timeline import BACKWARD_NODE
 from mnist_accel.profiling.trace_file import find_traces, read_trace
-from mnist_accel.profiling.verdict import Part, adding_up, judge, sentence
+from mnist_accel.profiling.verdict import Part, adding_up, find_verdict, sentence
 
 RECIPES = recipes.names()
 
@@ -239,7 +239,7 @@ def test_writing_a_checkpoint_between_two_steps_is_a_phase_and_a_part_of_its_own
 
     analysis = analyse(read_trace(traced(network, tmp_path, step=step)[0]))
     assert analysis.phases["checkpoint"] > analysis.total_us / 2
-    said = judge(analysis, ["conv1"])
+    said = find_verdict(analysis, ["conv1"])
     assert said.sentence.startswith("Writing checkpoints bounds this run: ")
     assert said.parts[0].ms == pytest.approx(analysis.phases["checkpoint"] / 3000)
 
@@ -298,7 +298,7 @@ def test_on_a_gpu_the_device_s_time_counts_and_its_idleness_is_launch_overhead(t
     assert (row.module, row.forward_us, row.backward_us) == ("stem.conv", 10, 20)
     assert row.shape is not None and row.shape.item_bytes == 2 and row.input_flop == 0
     assert analysis.phases == {"forward": 15, "backward": 25, "all-reduce": 10, IDLE: 30, "outside of these": 20}
-    said = judge(analysis, ["stem.conv"])
+    said = find_verdict(analysis, ["stem.conv"])
     assert {part.name: part.percent for part in said.parts} == {
         "launch overhead": 30,
         "stem.conv's backward": 20,
@@ -478,7 +478,7 @@ def test_the_machine_s_reach_is_measured(monkeypatch: pytest.MonkeyPatch) -> Non
     for precision in ("fp32", "bf16"):
         measured = measure_roofline(CPU, precision)
         assert measured.matmul_gflops > 0 and measured.copy_gb_s > 0
-        assert measured.reach(1e-9) < measured.reach(1e9) == measured.matmul_gflops
+        assert measured.attainable_gflops(1e-9) < measured.attainable_gflops(1e9) == measured.matmul_gflops
     ticks = itertools.count()  # milliseconds
     monkeypatch.setattr(roofline, "synchronised_clock", lambda device: next(ticks) / 1000)
     measured = measure_roofline(CPU, "fp32")
@@ -555,7 +555,7 @@ USUAL = {"forward": 10.0, "backward": 20.0, "optimizer": 2.0, "nothing": 8.0}
 DISTURBED = [USUAL, *({**USUAL, name: us + 6} for name, us in USUAL.items()), {**USUAL, "optimizer": 150.0}, USUAL]
 
 
-def row_times(summary: Summary) -> dict[str, float]:
+def row_times(summary: ProfileSummary) -> dict[str, float]:
     return {part.name: part.ms * 1000 for part in summary.verdict.parts}
 
 
@@ -635,7 +635,7 @@ def test_percentages_add_up_to_100_whatever_the_times() -> None:
 def test_the_verdict_names_the_largest_part(of_recipe: Any) -> None:
     _, analysis, _ = of_recipe
     names = [f"conv{number + 1}" for number in range(len(analysis.convolutions))]
-    said = judge(analysis, names)
+    said = find_verdict(analysis, names)
     assert sum(part.percent for part in said.parts) == 100
     assert sum(part.ms for part in said.parts) == pytest.approx(analysis.total_us / analysis.steps / 1000)
     assert [part.ms for part in said.parts] == sorted((part.ms for part in said.parts), reverse=True)
@@ -707,7 +707,7 @@ def test_a_change_is_one_beyond_the_spread_of_the_steps(
 ) -> None:
     """The middle half of the steps lies within ``spread`` µs."""
 
-    def summary(forward: float) -> Summary:
+    def summary(forward: float) -> ProfileSummary:
         steps = [{**USUAL, "forward": forward + spread * offset} for offset in (0, 0, 0, 1, 1, 1, 1)]
         plain = RankTimes(0, 1.0, (30 + forward) / 1000, plain_spread_ms)
         return summarise(made_up(tmp_path / "x.json", steps), None, plain)

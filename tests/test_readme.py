@@ -13,10 +13,11 @@ from jobs import ROOT
 from torch.distributed.run import get_args_parser
 
 import recipes
-from mnist_accel import cli, commands, run
+from mnist_accel import cli, commands
 from mnist_accel.commands import verify
 from mnist_accel.data import dataset
 from mnist_accel.data.dataset import Dataset
+from mnist_accel.runs import run
 
 # What stands for something of the reader's own.
 MEANT = {"NAME": "onepoch", "N": "2", "S": "1", "OTHER": "profiles/sub20k-earlier", "TIME": "20260101-000000"}

@@ -10,10 +10,11 @@ import pytest
 from conftest import Launch, Run
 
 import recipes
-from mnist_accel import report
-from mnist_accel.claims import holds, judge, judged
+from mnist_accel.console import report
 from mnist_accel.recipe import Claim
-from mnist_accel.results import ClaimResult, EpochStats, Positive, RunResult
+from mnist_accel.runs.result import compare, compared, holds
+from mnist_accel.runs.result import ClaimResult, RunResult
+from mnist_accel.training.state import EpochStats, Positive
 
 ESCAPE = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|\][^\x07]*\x07|.)")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -122,7 +123,7 @@ def test_the_last_bit_of_a_division_decides_nothing() -> None:
 def test_what_is_measured_is_the_figure_and_the_epoch_that_the_claim_names(
     claim: Claim, measured: float | None
 ) -> None:
-    judged_claim = judge(claim, a_result(), comparable=True)
+    judged_claim = compare(claim, a_result(), comparable=True)
     assert (judged_claim.name, judged_claim.documented) == (claim.label, claim.documented)
     assert judged_claim.measured == measured
     assert judged_claim.met is (None if measured is None else holds(measured, claim))
@@ -130,7 +131,7 @@ def test_what_is_measured_is_the_figure_and_the_epoch_that_the_claim_names(
 
 def test_a_time_on_other_hardware_is_not_held_against_this_run() -> None:
     recipe = recipes.load("efficient25k")
-    on_cpu = judged(a_result(), recipe, comparable=True, device_type="cpu").claims
+    on_cpu = compared(a_result(), recipe, comparable=True, device_type="cpu").claims
     for claim, found in zip(recipe.claims, on_cpu, strict=True):
         assert (found.met is None) == (claim.device == "cuda")
 
@@ -138,7 +139,7 @@ def test_a_time_on_other_hardware_is_not_held_against_this_run() -> None:
 def test_without_mnist_only_the_parameters_are_judged() -> None:
     recipe = recipes.load("efficient25k")
     for claim, found in zip(
-        recipe.claims, judged(a_result(), recipe, comparable=False, device_type="cpu").claims, strict=True
+        recipe.claims, compared(a_result(), recipe, comparable=False, device_type="cpu").claims, strict=True
     ):
         assert found.met is (True if claim.metric == "parameters" else None)
 
@@ -180,14 +181,14 @@ def test_a_run_that_cannot_be_compared_says_why(
     capsys: pytest.CaptureFixture[str], name: str, changes: dict[str, Any], why: str
 ) -> None:
     recipe = recipes.load(name)
-    result = judged(a_result(**changes), recipe, comparable=False, device_type="cpu")
+    result = compared(a_result(**changes), recipe, comparable=False, device_type="cpu")
     assert sum(why in line for line in printed(capsys, result)) == 1
 
 
 def test_a_small_error_stays_visible_in_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
     """is3 documents a loss of 3.96e-5; four decimals would print 0.0000."""
     claim = Claim(metric="test_loss", relation="<=", value=3.96e-5)
-    result = a_result(test_loss=8.12e-5, claims=[judge(claim, a_result(test_loss=8.12e-5), True)])
+    result = a_result(test_loss=8.12e-5, claims=[compare(claim, a_result(test_loss=8.12e-5), True)])
     assert any(re.search(r"8\.12?e-0?5|0\.00008", line) for line in printed(capsys, result))
 
 

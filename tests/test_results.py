@@ -15,10 +15,12 @@ import torch
 from safetensors.torch import load_file
 
 import recipes
-from mnist_accel import cli, run
-from mnist_accel.checkpoint import Facts, read_checkpoint
+from mnist_accel import cli
 from mnist_accel.errors import UserError
-from mnist_accel.results import LOCK, EpochStats, Positive, RunFolder, finished_run
+from mnist_accel.runs import run
+from mnist_accel.runs.checkpoint import CheckpointMeta, read_checkpoint
+from mnist_accel.runs.folder import LOCK, RunFolder, finished_run
+from mnist_accel.training.state import EpochStats, Positive
 
 STATS = EpochStats(
     epoch=1,
@@ -140,7 +142,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(folder: RunFolder, monkeyp
 def test_a_full_disk_costs_a_checkpoint_and_keeps_the_one_before(folder: RunFolder) -> None:
     told: list[str] = []
     folder.tell = told.append
-    facts = Facts(recipe={}, dataset="", world_size=1, epoch=0, step=1, loss_sum=0, images=1, seconds=1)
+    facts = CheckpointMeta(recipe={}, dataset="", world_size=1, epoch=0, step=1, loss_sum=0, images=1, seconds=1)
     assert folder.write_checkpoint(1, {"model.a": torch.ones(1000)}, facts)
     with disk_full_after(2_000):
         assert not folder.write_checkpoint(2, {"model.a": torch.zeros(1000)}, facts)

@@ -21,10 +21,11 @@ from safetensors.torch import load_file
 from test_launch import one_error_line
 
 import recipes
-from mnist_accel import cli, run
-from mnist_accel.checkpoint import newest_first, read_checkpoint, write_checkpoint
+from mnist_accel import cli
 from mnist_accel.errors import UserError
 from mnist_accel.models import build_model
+from mnist_accel.runs import run
+from mnist_accel.runs.checkpoint import newest_first, read_checkpoint, write_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,10 @@ import pytest
 import torch
 from jobs import ROOT
 
-from mnist_accel import runtime as module
 from mnist_accel.errors import UserError
-from mnist_accel.runtime import (
-    Runtime,
-    choose_device,
-    choose_precision,
-    has_to_spawn,
-    usable_cores,
-)
+from mnist_accel.machine import runtime as module
+from mnist_accel.machine.launcher import has_to_spawn
+from mnist_accel.machine.runtime import Runtime, choose_device, choose_precision, usable_cores
 
 MakeRuntime = Callable[..., Runtime]
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -82,7 +77,7 @@ def test_a_containers_quota_counts(
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
 def test_cores_that_the_process_may_not_use_do_not_count() -> None:
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-    code += "from mnist_accel.runtime import usable_cores; print(usable_cores())"
+    code += "from mnist_accel.machine.runtime import usable_cores; print(usable_cores())"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "1\n"
 
 
@@ -222,11 +217,11 @@ def test_two_rank_zeros_are_refused_in_one_line(clean_environment: dict[str, str
         "import sys\n"
         "sys.path.insert(0, sys.argv.pop(1))\n"
         "import launch\n"
-        "from mnist_accel import cli, runtime\n"
+        "from mnist_accel import errors\n"
         "runtime.choose_device = lambda asked: 'cuda'\n"
         "runtime.refuse_too_few_gpus = lambda device, processes: None\n"
         "runtime.start_process_group = lambda device, timeout: None\n"
-        "cli.exit_with_one_line(launch.main)\n"
+        "errors.exit_with_one_line(launch.main)\n"
     )
     job = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     ranks = [
@@ -252,7 +247,7 @@ def test_two_rank_zeros_are_refused_in_one_line(clean_environment: dict[str, str
 def test_memory_that_steps_use_again_is_not_given_back(clean_environment: dict[str, str]) -> None:
     """Or each large activation would be taken anew from the system, zeroed page by page, in every step."""
     script = (
-        "import resource, torch; from mnist_accel.runtime import start_runtime; start_runtime(threads=1)\n"
+        "import resource, torch; from mnist_accel.machine.runtime import start_runtime; start_runtime(threads=1)\n"
         "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "def step(): return [torch.ones(2_000_000) for _ in range(4)]\n"
         "[step() for _ in range(5)]; before = faults(); [step() for _ in range(5)]; print(faults() - before)"

@@ -19,8 +19,9 @@ from conftest import LAUNCHER_VARIABLES, ROOT
 import recipes
 from benchmarks import all_reduce, children, scaling
 from benchmarks.scaling import Point
-from mnist_accel import cli, report
+from mnist_accel import cli
 from mnist_accel.commands import scaling as verb
+from mnist_accel.console import report
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.errors import TrainingFailed, UserError
 
@@ -183,7 +184,7 @@ def test_more_processes_than_cores_are_said_and_marked(
 ) -> None:
     seen: list[tuple[int, int]] = []
     monkeypatch.setenv("XDG_CACHE_HOME", clean_environment["XDG_CACHE_HOME"])
-    monkeypatch.setattr("mnist_accel.runtime.usable_cores", lambda: 3)
+    monkeypatch.setattr("mnist_accel.machine.runtime.usable_cores", lambda: 3)
     monkeypatch.setattr(scaling, "launched", made_up({(n, 64): [100.0 * n] for n in (1, 2, 4)}, seen))
     monkeypatch.setattr(scaling, "shares_of", lambda *job: [0.1])
     words = "processes=1,2,4 mode=strong repeats=1 threads=2 device=cpu plot=false recipe=is3 dataset=synthetic"
@@ -317,10 +318,10 @@ def test_the_share_is_measured_against_gradients_that_stay_where_they_are(
             """
             import json, sys, torch
             from benchmarks.all_reduce import gradients_left_alone
-            from mnist_accel import cli, engine
+            from mnist_accel import errors
             from mnist_accel.exchange import Patience
             from mnist_accel.job import spawn
-            from mnist_accel.runtime import has_to_spawn, leave, prepare, start_runtime
+            from mnist_accel.machine.runtime import has_to_spawn, wait_for_ranks, prepare, start_runtime
 
             def step(runtime):
                 model = torch.nn.Linear(2, 1)
@@ -338,10 +339,10 @@ def test_the_share_is_measured_against_gradients_that_stay_where_they_are(
                     apart = step(runtime)
                 # In one piece: the ranks write side by side.
                 sys.stdout.write(json.dumps([runtime.rank, apart, step(runtime)]) + "\\n")
-                leave()
+                wait_for_ranks()
                 return 0
 
-            cli.exit_with_one_line(main)
+            errors.exit_with_one_line(main)
             """
         )
     )
@@ -392,7 +393,7 @@ def test_an_interrupted_benchmark_leaves_no_child_behind(
     child = f"{write}; import time; time.sleep(60)"
     parent = (
         "from benchmarks.children import run_python; from mnist_accel import cli; "
-        f"cli.exit_with_one_line(lambda: run_python('a job', '-c', {child!r}))"
+        f"errors.exit_with_one_line(lambda: run_python('a job', '-c', {child!r}))"
     )
     with subprocess.Popen(
         [sys.executable, "-c", parent], cwd=ROOT, env=clean_environment, stderr=subprocess.PIPE, text=True

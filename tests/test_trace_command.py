@@ -17,14 +17,14 @@ from rich.console import Console
 from test_profiling import an_event, gpu_trace, nested, traced
 
 from mnist_accel.commands import trace
+from mnist_accel.console.profile_report import show_comparison, show_profile
 from mnist_accel.errors import UserError
 from mnist_accel.models import build_model
 from mnist_accel.profiling.compare import compare
 from mnist_accel.profiling.layers import analyse
 from mnist_accel.profiling.roofline import Roofline
-from mnist_accel.profiling.summary import Cost, RankTimes, Summary, as_json, summarise
+from mnist_accel.profiling.summary import Cost, ProfileSummary, RankTimes, as_json, summarise
 from mnist_accel.profiling.trace_file import read_trace
-from mnist_accel.report_profile import show_comparison, show_profile
 
 PROJECT = Path(__file__).resolve().parents[1]
 Said = Callable[..., list[str]]
@@ -269,7 +269,7 @@ def test_what_ran_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     summary = summarise(analyse(read_trace(path)), None)
 
     def shown(**changes: Any) -> str:
-        changed: Summary = replace(summary, **changes)
+        changed: ProfileSummary = replace(summary, **changes)
         show_profile(Console(width=300), changed)
         return capsys.readouterr().out
 

@@ -17,9 +17,9 @@ from mnist_accel import commands
 from mnist_accel.commands import bench, trace, verify
 from mnist_accel.commands import scaling as scaling_verb
 from mnist_accel.data.dataset import Dataset
+from mnist_accel.machine.runtime import Runtime
 from mnist_accel.models import build_model
 from mnist_accel.recipe import keys_of
-from mnist_accel.runtime import Runtime
 
 Seen = dict[str, Any]
 
@@ -100,7 +100,7 @@ def seen(
             monkeypatch.setattr(module, name, measured_by(name))
     monkeypatch.setattr(scaling, "measure", measure)
     monkeypatch.setattr("mnist_accel.data.dataset.load_dataset", load)
-    monkeypatch.setattr("mnist_accel.runtime.start_runtime", start)
+    monkeypatch.setattr("mnist_accel.machine.runtime.start_runtime", start)
     for name in LAUNCHER_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     return seen

@@ -12,13 +12,14 @@ import pytest
 from conftest import Ran
 from test_report import a_result
 
-from mnist_accel import run
-from mnist_accel.claims import judged_on_average
 from mnist_accel.commands import verify
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.errors import UserError
 from mnist_accel.recipe import Claim, keys_of
-from mnist_accel.results import ClaimResult, RunFolder
+from mnist_accel.runs import run
+from mnist_accel.runs.result import compared_on_average
+from mnist_accel.runs.folder import RunFolder
+from mnist_accel.runs.result import ClaimResult
 from recipes import load
 
 SHORT = ("recipe=onepoch", "threads=1")  # 10 steps of tiny
@@ -28,7 +29,7 @@ SHORT = ("recipe=onepoch", "threads=1")  # 10 steps of tiny
 def in_an_empty_folder(
     run_here: Callable[..., Ran], tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """Where ``verify`` may leave its runs; its images are few, and called MNIST so that claims are judged."""
+    """Where ``verify`` may leave its runs; its images are few, and called MNIST so that claims are compared."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run, "load_dataset", lambda dataset, data_dir: replace(tiny, name="mnist"))
     return tmp_path
@@ -73,7 +74,7 @@ def test_the_mean_decides_and_one_run_that_cannot_be_compared_leaves_it_open() -
 
     def of(*seen: tuple[float | None, bool | None]) -> tuple[float | None, bool | None]:
         results = [a_result(claims=[ClaimResult("", "", measured, met)]) for measured, met in seen]
-        (claim,) = judged_on_average(results, recipe)
+        (claim,) = compared_on_average(results, recipe)
         assert (claim.name, claim.documented) == ("accuracy %", "≥ 98")
         return claim.measured, claim.met
 

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic.dataclasses import dataclass
 
 import recipes
-from mnist_accel import cli, commands, report
+from mnist_accel import cli, commands
+from mnist_accel.console import report
 from mnist_accel.recipe import CONFIG, REAL_DATA, Needs, Recipe, keys_of, option
 
 if TYPE_CHECKING:  # a typing mistake must not wait for torch
     from benchmarks.turns import Comparison
     from mnist_accel.data.dataset import Dataset
-    from mnist_accel.runtime import Runtime
+    from mnist_accel.machine.runtime import Runtime
 
 SCHEMA = 2
 ALL = "all"
@@ -61,20 +62,19 @@ def main(argv: list[str]) -> int:
     chosen = choose_recipes(options.recipe)
     commands.refuse_unwritable(options.json)
 
-    from mnist_accel import machine
     from mnist_accel.data.dataset import load_dataset
-    from mnist_accel.runtime import start_runtime
-    from mnist_accel.trial import parameters_of
+    from mnist_accel.machine.runtime import MACHINE_LINE, describe_machine, start_runtime
+    from mnist_accel.models import parameters_of
 
-    for recipe in chosen:
-        parameters_of(recipe)  # one that cannot be built ends it before minutes of measuring, not after them
+    for recipe in chosen:  # one that cannot be built ends it before minutes of measuring, not after them
+        parameters_of(recipe.model, recipe.dropout, recipe.name)
     runtime = start_runtime("fp32", options.device, options.threads)
     data = load_dataset(options.dataset, options.data_dir)
-    described = machine.describe_machine(runtime.device_name, runtime.threads)
+    described = describe_machine(runtime.device_name, runtime.threads)
     rows = [
         ("subject", f"{options.subject}, {options.pairs} pair{'s'[: options.pairs > 1]}"),
         ("recipe", ", ".join(f"{recipe.name} (batch {recipe.batch_size})" for recipe in chosen)),
-        ("machine", machine.LINE.format(**described)),
+        ("machine", MACHINE_LINE.format(**described)),
         ("data", f"{data.name}: {data.reason}"),
     ]
     report.facts(console, rows)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic.dataclasses import dataclass
 
 import recipes
-from mnist_accel import cli, commands, report
+from mnist_accel import cli, commands
+from mnist_accel.console import report
 from mnist_accel.errors import UserError
 from mnist_accel.recipe import CONFIG, Recipe, keys_of, option
 
@@ -73,7 +74,6 @@ def main(argv: list[str]) -> int:
         handed_on.append("epochs=1")
     request = cli.parse(handed_on, recipes.names(), recipes.load)
     recipe = request.recipe
-    assert recipe is not None
     modes = ("strong", "weak") if own.mode == "both" else (own.mode,)
     check_batches(recipe, modes, counts[-1])
     folder = check_folder(own.out, recipe.name)
@@ -84,11 +84,11 @@ def main(argv: list[str]) -> int:
     import torch
 
     from benchmarks import scaling
-    from mnist_accel import machine
     from mnist_accel.data.dataset import load_dataset
-    from mnist_accel.launcher import is_launched
-    from mnist_accel.run import check
-    from mnist_accel.runtime import choose_device, usable_cores
+    from mnist_accel.machine import runtime
+    from mnist_accel.machine.launcher import is_launched
+    from mnist_accel.machine.runtime import choose_device, usable_cores
+    from mnist_accel.runs.run import check
 
     if is_launched():
         raise UserError("scaling: starts its own processes. Type python -m mnist_accel scaling without a launcher")
@@ -97,9 +97,9 @@ def main(argv: list[str]) -> int:
 
     device, cores = choose_device(request.options.device), usable_cores()
     device_name = f"{torch.cuda.get_device_name()} × {torch.cuda.device_count()}" if device == "cuda" else "cpu"
-    described = machine.describe_machine(device_name, own.threads)
+    described = runtime.describe_machine(device_name, own.threads)
     each = f"{own.threads} a process" if own.threads else "shared out"
-    machine_line = machine.LINE.format(**described | {"threads": each})
+    machine_line = runtime.MACHINE_LINE.format(**described | {"threads": each})
     crowded = [n for n in counts if device == "cpu" and n * max(1, own.threads) > cores]
     points = scaling.plan(modes, counts, recipe.batch_size, crowded)
     repeats = "once each" if own.repeats == 1 else f"{own.repeats} times each, in turn"
@@ -174,7 +174,7 @@ def check_batches(recipe: Recipe, modes: Sequence[str], most: int) -> None:
 
 def check_folder(typed: str | None, recipe_name: str) -> Path:
     """Before minutes of measuring, not after them."""
-    from mnist_accel.results import refuse_unwritable
+    from mnist_accel.files import refuse_unwritable
 
     named = typed or str(Path("profiles") / f"scaling-{recipe_name}-{time.strftime('%Y%m%d-%H%M%S')}")
     try:

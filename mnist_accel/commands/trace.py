@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic.dataclasses import dataclass
 
-from mnist_accel import cli, commands, report
+from mnist_accel import cli, commands
+from mnist_accel.console import report
 from mnist_accel.errors import UserError, printable
 from mnist_accel.recipe import CONFIG, keys_of, option
 
 if TYPE_CHECKING:  # a typing mistake must not wait for torch
-    from mnist_accel.profiling.summary import RankTimes, Summary
+    from mnist_accel.profiling.summary import ProfileSummary, RankTimes
 
 USAGE = "python -m mnist_accel trace PATH against=OTHER"
 
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> int:
 
     traces = find_traces(path)
     other = find_traces(against)[0] if against else None
-    from mnist_accel import report_profile
+    from mnist_accel.console import profile_report
     from mnist_accel.profiling.compare import compare
 
     summary, no_roofline = summary_of(traces[0])
@@ -52,9 +53,9 @@ def main(argv: list[str]) -> int:
         rows.append(("machine", ", ".join(f"{key} {value}" for key, value in summary.machine.items())))
     report.facts(console, [(name, printable(value)) for name, value in rows])
     if baseline is None:
-        report_profile.show_profile(console, summary, no_roofline)
+        profile_report.show_profile(console, summary, no_roofline)
     else:
-        report_profile.show_comparison(console, compare(summary, baseline), printable(str(other)))
+        profile_report.show_comparison(console, compare(summary, baseline), printable(str(other)))
     console.print()
     report.facts(console, [(name, printable(value)) for name, value in how_to_open(traces[0])])
     return 0
@@ -80,7 +81,7 @@ def here(typed: str) -> Path:
         raise UserError(f"{typed}: there is no such home folder. Name another path") from None
 
 
-def summary_of(trace: Path) -> "tuple[Summary, str]":
+def summary_of(trace: Path) -> "tuple[ProfileSummary, str]":
     """From the trace alone, but for what only the run could measure: that is taken from the summary beside it."""
     from mnist_accel.profiling.layers import analyse
     from mnist_accel.profiling.summary import summarise, summary_beside
@@ -97,7 +98,7 @@ def summary_of(trace: Path) -> "tuple[Summary, str]":
     return summarise(analyse(read), beside.roofline if beside else None, plain, **facts), why_not
 
 
-def plain_steps(trace: Path, rank: int | None, beside: "Summary") -> "RankTimes | None":
+def plain_steps(trace: Path, rank: int | None, beside: "ProfileSummary") -> "RankTimes | None":
     """Those of the trace's own process; a trace that the folder's run did not leave has none."""
     rank = 0 if trace.name == beside.trace else rank
     return next((times for times in beside.ranks or [] if times.rank == rank), None)

@@ -9,13 +9,14 @@ from typing import Annotated
 from pydantic.dataclasses import dataclass
 
 import recipes
-from mnist_accel import cli, commands, report
-from mnist_accel.claims import judged_on_average
-from mnist_accel.outcome import Watcher
+from mnist_accel import cli, commands, errors
+from mnist_accel.console import report
+from mnist_accel.console.profile_report import show_profile
+from mnist_accel.files import finite
 from mnist_accel.recipe import CONFIG, keys_of, option
-from mnist_accel.report_profile import show_profile
-from mnist_accel.results import finite
-from mnist_accel.run import run
+from mnist_accel.runs.result import compared_on_average
+from mnist_accel.runs.run import run
+from mnist_accel.runs.watcher import Watcher
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -39,8 +40,6 @@ def main(argv: list[str]) -> int:
         return 0
     own, handed_on = commands.split_options(argv, VerifyOptions, REFUSED)
     request = cli.parse(handed_on, recipes.names(), recipes.load)
-    if request.recipe is None:
-        raise cli.no_recipe(recipes.names())
     commands.refuse_unwritable(own.json)
 
     results = []
@@ -59,12 +58,12 @@ def main(argv: list[str]) -> int:
             shown.stop()
         problems += folder.problems
         results.append(result)
-        if cli.is_first_rank():
+        if errors.is_first_rank():
             console.print(f"seed {seed}  accuracy {result.accuracy:.2f} %  training {result.train_seconds:.2f} s")
-    if not cli.is_first_rank():
+    if not errors.is_first_rank():
         return 0
 
-    report.show_claims(console, judged_on_average(results, request.recipe))
+    report.show_claims(console, compared_on_average(results, request.recipe))
     accuracies = [result.accuracy for result in results if result.accuracy is not None]
     console.print(
         f"\naccuracy {mean(accuracies):.2f} ± {stdev(accuracies):.2f} % (mean and standard deviation of "

@@ -134,7 +134,7 @@ class TrainBatches:
         images = chosen.images
         if not images.is_floating_point():
             with phase("data"):
-                images = prepare(images, self.mean, self.std, chosen.warps, phase)
+                images = normalise(images, self.mean, self.std, chosen.warps, phase)
         return Batch(images, chosen.labels, chosen.counted, chosen.global_count)
 
     def selections(self, epoch: int, first_step: int = 0, phase: Phase = unmarked) -> Iterator[Selection]:
@@ -168,7 +168,7 @@ class TrainBatches:
         parts = [order[mine] for mine, *_ in shares]
         images, labels = self.store.take(torch.cat(parts).to(self.store.images.device))
         if self.normalises_ahead:
-            images = prepare(images, self.mean, self.std)
+            images = normalise(images, self.mean, self.std)
         sizes = [len(part) for part in parts]
         return zip(images.split(sizes), labels.split(sizes), strict=True)
 
@@ -198,7 +198,7 @@ class TestBatches:
             stop = min(start + self.batch_size, self.share.stop)
             indices = torch.arange(start, stop, device=self.store.images.device)
             raw, labels = self.store.take(indices)
-            yield Batch(prepare(raw, self.mean, self.std), labels, stop - start, global_count=stop - start)
+            yield Batch(normalise(raw, self.mean, self.std), labels, stop - start, global_count=stop - start)
 
 
 def scored_at_once(device: torch.device) -> int:
@@ -206,7 +206,7 @@ def scored_at_once(device: torch.device) -> int:
     return 500 if device.type == "cpu" else max(1, min(10_000, free_memory(device) // SCORING_BYTES))
 
 
-def prepare(raw: Tensor, mean: float, std: float, warps: Tensor | None = None, phase: Phase = unmarked) -> Tensor:
+def normalise(raw: Tensor, mean: float, std: float, warps: Tensor | None = None, phase: Phase = unmarked) -> Tensor:
     """uint8 [n, 28, 28] → normalised float [n, 1, 28, 28], in place."""
     images = raw.float()
     if warps is None:

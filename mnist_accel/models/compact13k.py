@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from mnist_accel.dropout import Dropout
+from mnist_accel.models.layers import Dropout
 
 
 def conv_block(in_channels: int, out_channels: int, dropout: float, padding: int = 0) -> list[nn.Module]:

@@ -20,20 +20,18 @@ from torch import nn
 from torch.profiler import record_function
 
 from mnist_accel.cli import FEWEST_PROFILED
-from mnist_accel.engine import synchronised_clock
 from mnist_accel.errors import UserError
-from mnist_accel.machine import describe_machine
+from mnist_accel.files import write_whole
+from mnist_accel.machine.runtime import Runtime, describe_machine, synchronised_clock
 from mnist_accel.phase import NOTHING
+from mnist_accel.profiling.attribution import SAVING
 from mnist_accel.profiling.folder import make_folder, trace_name, write_summary
 from mnist_accel.profiling.layers import analyse
-from mnist_accel.profiling.owners import SAVING
 from mnist_accel.profiling.roofline import Roofline, roofline_that_fits
 from mnist_accel.profiling.steady import kept_of, middle_half
-from mnist_accel.profiling.summary import Cost, RankTimes, Summary, summarise
+from mnist_accel.profiling.summary import Cost, ProfileSummary, RankTimes, summarise
 from mnist_accel.profiling.trace_file import LAYER, MODULE, PHASE, trace_in
-from mnist_accel.results import write_whole
-from mnist_accel.runtime import Runtime
-from mnist_accel.stepping import Position, StepInfo
+from mnist_accel.training.state import StepInfo
 
 # Steps that settle, are timed plainly, warm the profiler up, are traced, settle again, are timed plainly again.
 PLANNED = {"settle": 5, "before": 20, "warm up": 3, "trace": 24, "settle again": 2, "after": 20}
@@ -49,7 +47,7 @@ def plan(steps_left: int) -> list[str]:
 
 
 class Profile:
-    """The engine's profiler; it listens to ``on_step``, and the steps mark their phases through it."""
+    """The loop's profiler: it looks at every finished step, and the steps mark their phases through it."""
 
     def __init__(
         self,
@@ -60,7 +58,7 @@ class Profile:
         batch_size: int,
         usually_eager: bool,
         on_problem: Callable[[str], None],
-        on_summary: Callable[[Summary], None],
+        on_summary: Callable[[ProfileSummary], None],
     ):
         self.runtime, self.model, self.recipe, self.batch_size = runtime, model, recipe, batch_size
         self.on_problem, self.on_summary = on_problem, on_summary
@@ -77,16 +75,11 @@ class Profile:
         self.started = 0.0
         self.saved = 0.0  # seconds since then in which a checkpoint was written
 
-    def after(self, on_step: Callable[[StepInfo], None], position: Position) -> Callable[[StepInfo], None]:
-        """``on_step``, and then ours, whose time is not that of training."""
-
-        def both(info: StepInfo) -> None:
-            on_step(info)
-            before = self.seconds
-            self.on_step(info)
-            position.seconds -= self.seconds - before
-
-        return both
+    def after_step(self, info: StepInfo) -> float:
+        """The seconds that it took for itself, which are no training time."""
+        before = self.seconds
+        self.on_step(info)
+        return self.seconds - before
 
     def phase(self, name: str) -> AbstractContextManager[object]:
         mark = record_function(PHASE + name) if self.tracing else NOTHING

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from mnist_accel.profiling.summary import ConvolutionRow, Summary
+from mnist_accel.profiling.summary import ConvolutionRow, ProfileSummary
 
 SAME = 1.05  # within this factor two times are called the same
 
@@ -30,7 +30,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ProfileComparison:
     step: Change
     phases: list[Change]
     layers: list[Change]  # forward and backward of what both have, by name and shape
@@ -39,7 +39,7 @@ class Comparison:
     differing: list[tuple[str, str, str]]  # beside the code: what, here, there
 
 
-def compare(summary: Summary, against: Summary) -> Comparison:
+def compare(summary: ProfileSummary, against: ProfileSummary) -> ProfileComparison:
     here, there = by_key(summary), by_key(against)
     layers = []
     for key, row in here.items():
@@ -52,7 +52,7 @@ def compare(summary: Summary, against: Summary) -> Comparison:
     before = {phase.name: phase for phase in against.phases}
     phases = [(phase, before[phase.name]) for phase in summary.phases if phase.name in before]
     whole = (summary.step_spread_ms + against.step_spread_ms) / 2
-    return Comparison(
+    return ProfileComparison(
         Change("the step", "", summary.step_ms, against.step_ms, whole),
         [Change(here.name, "", here.ms, there.ms, (here.spread_ms + there.spread_ms) / 2) for here, there in phases],
         layers,
@@ -62,7 +62,7 @@ def compare(summary: Summary, against: Summary) -> Comparison:
     )
 
 
-def differing(summary: Summary, against: Summary) -> list[tuple[str, str, str]]:
+def differing(summary: ProfileSummary, against: ProfileSummary) -> list[tuple[str, str, str]]:
     """What makes two times differ, whatever was changed in the code."""
     both = [circumstances(summary), circumstances(against)]
     if summary.machine and against.machine:
@@ -73,7 +73,7 @@ def differing(summary: Summary, against: Summary) -> list[tuple[str, str, str]]:
     return [(name, known(here.get(name)), known(there.get(name))) for name in names]
 
 
-def circumstances(summary: Summary) -> dict[str, Any]:
+def circumstances(summary: ProfileSummary) -> dict[str, Any]:
     return {
         "recipe": summary.recipe,
         "batch_size": summary.batch_size,
@@ -87,5 +87,5 @@ def known(value: Any) -> str:
     return "not known" if value is None else str(value)
 
 
-def by_key(summary: Summary) -> dict[tuple[str, str], ConvolutionRow]:
+def by_key(summary: ProfileSummary) -> dict[tuple[str, str], ConvolutionRow]:
     return {(row.name, row.shape): row for row in summary.convolutions}

@@ -4,9 +4,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mnist_accel.profiling.summary import Summary, as_json
+from mnist_accel.files import new_folder, write_whole
+from mnist_accel.profiling.summary import ProfileSummary, as_json
 from mnist_accel.profiling.trace_file import SUMMARY
-from mnist_accel.results import new_folder, write_whole
 
 PROFILES = Path("profiles")
 
@@ -26,5 +26,5 @@ def trace_name(rank: int, stamp: int) -> str:
     return f"rank{rank}.{stamp}.pt.trace.json.gz"
 
 
-def write_summary(folder: Path, summary: Summary) -> None:
+def write_summary(folder: Path, summary: ProfileSummary) -> None:
     write_whole(folder / SUMMARY, as_json(summary).encode())

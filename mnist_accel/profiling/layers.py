@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from mnist_accel.errors import UserError
 from mnist_accel.phase import PHASES
+from mnist_accel.profiling.attribution import BETWEEN, REDUCING, SAVING, Owner, Owners
 from mnist_accel.profiling.flops import Shape, gradients_asked, shape_of
-from mnist_accel.profiling.owners import BETWEEN, REDUCING, SAVING, Owner, Owners
 from mnist_accel.profiling.timeline import Step, steps_of
 from mnist_accel.profiling.trace_file import ON_DEVICE, PHASE, Event, Trace
 
@@ -136,7 +136,7 @@ def launch_of(kernel: Event, launches: Launches) -> tuple[int | None, Owner]:
     if "nccl" in kernel.name.lower():
         return None, REDUCING
     for key in ("correlation", "External id"):
-        number = kernel.number(key) or kernel.number(key.lower())
+        number = kernel.integer(key) or kernel.integer(key.lower())
         if number is not None and (key, number) in launches:
             return launches[key, number]
     return None, Owner(BETWEEN, "other")

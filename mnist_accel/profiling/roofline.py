@@ -9,8 +9,7 @@ from statistics import median
 
 import torch
 
-from mnist_accel.engine import synchronised_clock
-from mnist_accel.runtime import is_out_of_memory
+from mnist_accel.machine.runtime import is_out_of_memory, synchronised_clock
 
 REPEATS = 7
 # tf32 is how a matrix product of fp32 is made; start_runtime has set that for the process.
@@ -27,7 +26,7 @@ class Roofline:
     matmul_gflops: float
     copy_gb_s: float  # read and written, together
 
-    def reach(self, intensity: float) -> float:
+    def attainable_gflops(self, intensity: float) -> float:
         """GFLOP/s that a kernel of so many operations a byte could reach."""
         return min(self.matmul_gflops, intensity * self.copy_gb_s)
 

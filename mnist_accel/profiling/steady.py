@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median, quantiles
 
+from mnist_accel.profiling.attribution import SAVING, Owner
 from mnist_accel.profiling.layers import IDLING, Analysis, Piece, StepTimes, in_order, phase_of
-from mnist_accel.profiling.owners import SAVING, Owner
 
 LONGEST = 1.25  # times the median: what takes longer was disturbed
 

@@ -15,7 +15,7 @@ from mnist_accel.profiling.layers import Analysis, ConvolutionTimes, phase_of
 from mnist_accel.profiling.roofline import Roofline
 from mnist_accel.profiling.steady import Plain, Typical, typical_step
 from mnist_accel.profiling.trace_file import SUMMARY
-from mnist_accel.profiling.verdict import Verdict, judge
+from mnist_accel.profiling.verdict import Verdict, find_verdict
 
 SCHEMA = 1
 LARGEST_SUMMARY = 2**22  # bytes
@@ -80,7 +80,7 @@ class RankTimes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary:
+class ProfileSummary:
     schema: int = SCHEMA
     recipe: str | None = None  # None: a trace taken elsewhere
     batch_size: int | None = None
@@ -108,7 +108,9 @@ class Summary:
     ranks: list[RankTimes] | None = None
 
 
-def summarise(analysis: Analysis, roofline: Roofline | None, plain: RankTimes | None = None, **facts: Any) -> Summary:
+def summarise(
+    analysis: Analysis, roofline: Roofline | None, plain: RankTimes | None = None, **facts: Any
+) -> ProfileSummary:
     """``plain``: the traced process's steps without the profiler; None where nobody knows them."""
     typical = typical_step(analysis, Plain(1000 * plain.plain_ms, 1000 * plain.plain_spread_ms) if plain else None)
     names = names_of(analysis.convolutions)
@@ -125,12 +127,12 @@ def summarise(analysis: Analysis, roofline: Roofline | None, plain: RankTimes | 
     )
     if facts.get("without_kernels"):
         verdict = Verdict(WITHOUT_KERNELS, [], [])
-        return Summary(verdict=verdict, phases=[], convolutions=[], convolutions_roofline_percent=None, **told)
+        return ProfileSummary(verdict=verdict, phases=[], convolutions=[], convolutions_roofline_percent=None, **told)
     rows = [row_of(index, name, typical, roofline) for index, name in enumerate(names)]
     weighed = [(row.ms, row.roofline_percent) for row in rows if row.roofline_percent is not None and row.ms]
     whole = sum(ms for ms, _ in weighed)
-    return Summary(
-        verdict=judge(typical.step, names),
+    return ProfileSummary(
+        verdict=find_verdict(typical.step, names),
         phases=[phase_row(name, us, typical) for name, us in typical.step.phases.items()],
         convolutions=rows,
         convolutions_roofline_percent=sum(ms * percent for ms, percent in weighed) / whole if whole else None,
@@ -159,7 +161,7 @@ def row_of(index: int, name: str, typical: Typical, roofline: Roofline | None) -
     seconds = (times.forward_us + times.backward_us) / 1e6
     achieved = flop / seconds / 1e9 if flop and seconds else None
     intensity = flop / times.bytes if flop and times.bytes else None
-    reach = roofline.reach(intensity) if roofline and intensity else 0.0
+    reach = roofline.attainable_gflops(intensity) if roofline and intensity else 0.0
 
     def spread_ms(us: float, kind: str) -> float:
         return typical.spread_us(us, lambda owner: owner[1:] == (kind, index), whole_kernels=step.on_gpu) / 1000
@@ -183,17 +185,17 @@ def row_of(index: int, name: str, typical: Typical, roofline: Roofline | None) -
     )
 
 
-def as_json(summary: Summary) -> str:
+def as_json(summary: ProfileSummary) -> str:
     return json.dumps(asdict(summary), indent=2, allow_nan=False) + "\n"
 
 
-def summary_beside(trace: Path) -> tuple[Summary | None, str]:
+def summary_beside(trace: Path) -> tuple[ProfileSummary | None, str]:
     """What ``profile=true`` left in the trace's folder; else None and why not. It is believed as little as a trace."""
     path = trace.parent / SUMMARY
     try:
         if path.stat().st_size > LARGEST_SUMMARY:
             raise ValueError
-        said = TypeAdapter(Summary).validate_python(all_printable(from_json(path.read_bytes())))
+        said = TypeAdapter(ProfileSummary).validate_python(all_printable(from_json(path.read_bytes())))
         roofline, cost = said.roofline, said.cost
         measured = [roofline.matmul_gflops, roofline.copy_gb_s] if roofline else []
         measured += [cost.plain_ms, cost.profiled_ms] if cost else []

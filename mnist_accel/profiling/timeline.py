@@ -93,7 +93,7 @@ def windows_of(events: list[Event]) -> tuple[tuple[str, str], list[tuple[float, 
     marked = [event for event in events if event.name.startswith(STEP)]
     if marked:
         main = marked[0].thread
-        return main, one_after_another(sorted((event.start, event.end) for event in marked if event.thread == main))
+        return main, without_overlap(sorted((event.start, event.end) for event in marked if event.thread == main))
     updates = [event for event in events if event.name.startswith("Optimizer.step#")]
     ends = sorted(event.end for event in updates)
     busiest: dict[tuple[str, str], float] = defaultdict(float)
@@ -103,12 +103,12 @@ def windows_of(events: list[Event]) -> tuple[tuple[str, str], list[tuple[float, 
     start = min(event.start for event in events if event.thread == main)
     if len(ends) > 1:
         # The part before the first update may lack the beginning of its step.
-        return main, one_after_another(pairwise(ends))
+        return main, without_overlap(pairwise(ends))
     end = max(event.end for event in events if event.thread == main)
     return main, [(start, end)] if end > start else []
 
 
-def one_after_another(windows: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+def without_overlap(windows: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     """No two at the same time: a moment belongs to one step."""
     disjoint: list[tuple[float, float]] = []
     for start, end in windows:

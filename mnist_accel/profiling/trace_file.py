@@ -50,7 +50,7 @@ class Event:
     def end(self) -> float:
         return self.start + self.duration
 
-    def number(self, key: str) -> int | None:
+    def integer(self, key: str) -> int | None:
         value = self.details.get(key)
         return value if isinstance(value, int) and not isinstance(value, bool) else None
 

@@ -29,7 +29,7 @@ class Verdict:
     other_layers: list[Part]  # what "other layers" consists of, in percent of the step
 
 
-def judge(analysis: Analysis, names: Sequence[str]) -> Verdict:
+def find_verdict(analysis: Analysis, names: Sequence[str]) -> Verdict:
     """``names`` are those of the convolutions."""
     spent: dict[str, float] = defaultdict(float)
     layers: dict[str, float] = defaultdict(float)

@@ -23,9 +23,9 @@ from mnist_accel.errors import printable, say, swallow
 from mnist_accel.recipe import Key, Recipe, RunOptions, keys_of
 
 if TYPE_CHECKING:  # the list and the help must not wait for torch
-    from mnist_accel.outcome import Start
-    from mnist_accel.results import ClaimResult, EpochStats, RunResult
-    from mnist_accel.stepping import StepInfo
+    from mnist_accel.runs.result import ClaimResult, RunResult
+    from mnist_accel.runs.watcher import Start
+    from mnist_accel.training.state import EpochStats, StepInfo
 
 PLAIN_WIDTH = 10_000
 NARROW = 60  # columns; the figures matter more than the bar

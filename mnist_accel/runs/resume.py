@@ -1,25 +1,26 @@
 """``resume=auto|PATH`` → an unfinished run and its newest intact checkpoint, or a line that says why not."""
 
 import json
+import math
+import os
+import shlex
+import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
-from mnist_accel.checkpoint import (
+from mnist_accel.errors import UserError
+from mnist_accel.recipe import Recipe
+from mnist_accel.runs.checkpoint import (
     Checkpoint,
     DamagedCheckpoint,
-    in_one_line,
     newest_first,
     newest_intact,
     read_checkpoint,
 )
-from mnist_accel.errors import UserError
-from mnist_accel.recipe import Recipe
-from mnist_accel.results import CHECKPOINTS, EpochStats, being_written, unfinished_run
-from mnist_accel.stepping import Position
+from mnist_accel.runs.folder import CHECKPOINTS, being_written, unfinished_run
 
 # What was published and measured about a recipe may change between two runs of it.
 NOT_LEARNING = ("claims", "measured")
@@ -39,7 +40,7 @@ def find_resumption(resume: str, recipe: Recipe, out: Path | None) -> Resumption
         unfinished = unfinished_runs(recipe.name) if out is None else [out] if unfinished_run(out) else []
         found = newest_in(unfinished, typed) if unfinished else None
     else:
-        found = named(Path(resume).expanduser(), typed)
+        found = resume_from_path(Path(resume).expanduser(), typed)
     if found is not None:
         refuse_other_recipe(found.checkpoint, recipe, typed)
     return found
@@ -67,7 +68,7 @@ def newest_in(folders: Sequence[Path], typed: str) -> Resumption:
     )
 
 
-def named(path: Path, typed: str) -> Resumption:
+def resume_from_path(path: Path, typed: str) -> Resumption:
     if path.is_file():
         home = path.absolute().parent
         if home.name != CHECKPOINTS:
@@ -87,23 +88,22 @@ def named(path: Path, typed: str) -> Resumption:
 
 
 def read_sound(path: Path) -> Checkpoint:
-    """A verified checkpoint whose facts can also be true; they were signed, but perhaps not by this program."""
+    """A verified checkpoint whose position can also be true; it was signed, but perhaps not by this program."""
     checkpoint = read_checkpoint(path)
-    facts = checkpoint.facts
-    try:
-        epochs = [stats.epoch for stats in history_of(checkpoint)]
-    except ValidationError as error:
-        raise DamagedCheckpoint(f"its history: {in_one_line(error)}") from None
-    if len(epochs) != facts.epoch or epochs != list(range(1, len(epochs) + 1)):
-        raise DamagedCheckpoint(f"its history is not that of {facts.epoch} finished epochs")
-    if (facts.step == 0) != (facts.images == 0):
-        raise DamagedCheckpoint(f"{facts.step} steps cannot have seen {facts.images} images")
+    position = checkpoint.meta.position
+    epochs = [stats.epoch for stats in position.history]
+    if len(epochs) != position.epoch or epochs != list(range(1, len(epochs) + 1)):
+        raise DamagedCheckpoint(f"its history is not that of {position.epoch} finished epochs")
+    if min(position.step, position.images) < 0 or (position.step == 0) != (position.images == 0):
+        raise DamagedCheckpoint(f"{position.step} steps cannot have seen {position.images} images")
+    if not math.isfinite(position.loss_sum) or not 0 <= position.seconds < math.inf:
+        raise DamagedCheckpoint(f"a loss of {position.loss_sum} after {position.seconds} seconds")
     return checkpoint
 
 
 def refuse_other_recipe(checkpoint: Checkpoint, recipe: Recipe, typed: str) -> None:
     """Going on with other settings would be neither run."""
-    then, now = checkpoint.facts.recipe, learning(recipe)
+    then, now = checkpoint.meta.recipe, learning(recipe)
     for key in now:
         if then.get(key) != now[key]:
             raise UserError(
@@ -119,13 +119,37 @@ def learning(recipe: Recipe) -> dict[str, Any]:
     return settings
 
 
-def position_of(resumed: Resumption) -> Position:
-    facts = resumed.checkpoint.facts
-    return Position(
-        facts.epoch, facts.step, facts.loss_sum, facts.images, facts.seconds, history_of(resumed.checkpoint)
-    )
+SCRIPT = "launch.py"
 
 
-def history_of(checkpoint: Checkpoint) -> list[EpochStats]:
-    read = TypeAdapter(EpochStats).validate_python
-    return [read(stats) for stats in checkpoint.facts.history]
+def line_to_go_on(words: Sequence[str]) -> str:
+    """``words`` are launch.py's as typed. Asked for at the start: a launcher may be gone once the run is stopped."""
+    kept = [word for word in words if not word.startswith("resume=")]
+    script = os.path.relpath(sys.argv[0]) if Path(sys.argv[0]).name == SCRIPT else SCRIPT
+    return shlex.join([*launcher(), script, *kept, "resume=auto"])
+
+
+def launcher() -> list[str]:
+    """What stood before ``launch.py``: in the command of the launcher around us, if it can be known, else in ours."""
+    ours = as_typed([sys.orig_argv[0]])
+    if not {"WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"} & set(os.environ):
+        return ours
+    try:
+        command = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:  # not Linux, or gone already
+        return ours
+    ends = [index for index, word in enumerate(command) if Path(word).name == SCRIPT]
+    return as_typed(command[: ends[0]]) if ends else ours
+
+
+def as_typed(command: Sequence[str]) -> list[str]:
+    """``/x/python /x/accelerate launch`` → ``accelerate launch``: the kernel names a script's interpreter before it."""
+    if len(command) > 1 and not command[1].startswith("-"):
+        command = command[1:]
+    return [short(command[0]), *command[1:]]
+
+
+def short(program: str) -> str:
+    """Its name alone, where the shell would find the same program by it."""
+    name = Path(program).name
+    return name if shutil.which(name) == program else program

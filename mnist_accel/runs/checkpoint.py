@@ -1,13 +1,12 @@
 """Checkpoints: one safetensors file each, verified before anything in it is used, and never unpickled.
 
-A file holds the tensors, and as JSON in its header the facts that are no tensors. The SHA-256 beside them covers all
+A file holds the tensors, and as JSON in its header what is no tensor. The SHA-256 beside them covers all
 of it, so a flipped bit or a cut-off tail is noticed wherever it is. A file is written aside, synced and renamed; older
 ones are pruned only after that.
 """
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, field
@@ -21,8 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from mnist_accel.optim import WeightAverage
+from mnist_accel.files import write_whole
 from mnist_accel.recipe import CONFIG
+from mnist_accel.training.optim import WeightAverage
+from mnist_accel.training.state import Position
 
 KEEP = 2
 MAX_BYTES = 1 << 30  # ours stay below a megabyte; a hostile one must not fill the memory
@@ -31,18 +32,13 @@ Count = Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
-class Facts:
+class CheckpointMeta:
     """What was being trained and how far it was: everything in a checkpoint that is no tensor."""
 
     recipe: dict[str, Any]
     dataset: str  # checksum
     world_size: Count
-    epoch: Count  # finished epochs
-    step: Count  # finished steps of the epoch under way
-    loss_sum: float  # over the images of those steps
-    images: Count
-    seconds: float  # that those steps took
-    history: list[dict[str, Any]] = field(default_factory=list)
+    position: Position
     average_steps: Count = 0
     scaler: dict[str, int | float] = field(default_factory=dict)
     strides: dict[str, list[int]] = field(default_factory=dict)
@@ -52,7 +48,7 @@ class Facts:
 class Checkpoint:
     path: Path
     sha256: str
-    facts: Facts
+    meta: CheckpointMeta
     tensors: dict[str, Tensor]
 
 
@@ -60,7 +56,7 @@ class DamagedCheckpoint(ValueError):
     """Not a checkpoint as we write them: says why."""
 
 
-def capture(model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None) -> dict[str, Tensor]:
+def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None) -> dict[str, Tensor]:
     """All tensors that training would need to go on as if nothing had happened."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
@@ -74,55 +70,36 @@ def restore(
     tensors: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None
 ) -> None:
     """The inverse of ``capture``, in place: what holds on to the model's tensors holds on to them still."""
-    model.load_state_dict(dict(under("model.", tensors)))
+    model.load_state_dict(dict(with_prefix("model.", tensors)))
     state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in under("optimizer.", tensors):
+    for name, tensor in with_prefix("optimizer.", tensors):
         index, _, key = name.partition(".")
         state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     if average is not None:
-        for index, tensor in under("average.", tensors):
+        for index, tensor in with_prefix("average.", tensors):
             average.average[int(index)].copy_(tensor)
 
 
-def under(prefix: str, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     return ((name.removeprefix(prefix), tensor) for name, tensor in tensors.items() if name.startswith(prefix))
 
 
-def write_checkpoint(folder: Path, name: str, tensors: Mapping[str, Tensor], facts: Facts) -> Path:
+def write_checkpoint(folder: Path, name: str, tensors: Mapping[str, Tensor], meta: CheckpointMeta) -> Path:
     """Commits a checkpoint, then prunes all but the newest. OSError, with nothing pruned, where the disk is full."""
     packed = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     # safetensors keeps values in row-major order only; fused optimizers differ if a state comes back in another one.
     strides = {key: list(tensor.stride()) for key, tensor in tensors.items()}
-    text = json.dumps(asdict(facts) | {"strides": strides}, sort_keys=True)
+    text = json.dumps(asdict(meta) | {"strides": strides}, sort_keys=True)
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / name
-    aside = folder / f".{name}.{os.getpid()}"
-    try:
-        with aside.open("wb") as file:
-            file.write(save(packed, metadata={"facts": text, "sha256": digest(text, packed)}))
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(target)
-        sync_folder(folder)
-    finally:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
+    write_whole(target, save(packed, metadata={"meta": text, "sha256": digest(text, packed)}))
     # Newer ones, which a resume had to pass over, must not cost this one its place.
     older = [path for path in newest_first(folder) if path.name < name]
     for old in [*older[KEEP - 1 :], *folder.glob(".*.safetensors.*")]:  # and what a kill left half-written
         with suppress(OSError):
             old.unlink()
     return target
-
-
-def sync_folder(folder: Path) -> None:
-    """A rename is on the disk only when its folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
@@ -142,15 +119,17 @@ def read_checkpoint(path: Path) -> Checkpoint:
         content = path.read_bytes()
         metadata = header(content)
         packed = load(content)
-        if digest(metadata["facts"], packed) != metadata["sha256"]:
+        if "meta" not in metadata:
+            raise DamagedCheckpoint("was not written by this version of the program")
+        if digest(metadata["meta"], packed) != metadata["sha256"]:
             raise DamagedCheckpoint("its SHA-256 is not the one that it was stored with")
-        facts: Facts = TypeAdapter(Facts).validate_json(metadata["facts"])
-        tensors = {name: with_strides(tensor, facts.strides[name]) for name, tensor in packed.items()}
+        meta: CheckpointMeta = TypeAdapter(CheckpointMeta).validate_json(metadata["meta"])
+        tensors = {name: with_strides(tensor, meta.strides[name]) for name, tensor in packed.items()}
     except DamagedCheckpoint:
         raise
     except (OSError, SafetensorError, ValidationError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise DamagedCheckpoint(in_one_line(error)) from None
-    return Checkpoint(path, metadata["sha256"], facts, tensors)
+    return Checkpoint(path, metadata["sha256"], meta, tensors)
 
 
 def in_one_line(error: Exception) -> str:

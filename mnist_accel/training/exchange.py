@@ -12,8 +12,7 @@ from torch.distributed import GradBucket, Work  # type: ignore[attr-defined]
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from mnist_accel.errors import Interrupted
-from mnist_accel.interrupt import peer_lost
+from mnist_accel.errors import Interrupted, peer_lost
 from mnist_accel.phase import Phase, unmarked
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -8,17 +8,20 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 from uuid import uuid4
 
+import torch
+from accelerate import Accelerator
 from torch.distributed import init_process_group
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from mnist_accel.errors import PeerLost, TrainingFailed
-from mnist_accel.launcher import SPAWNED, launched_world_size
+from mnist_accel.errors import PeerLost, TrainingFailed, UserError
+from mnist_accel.machine.launcher import SPAWNED, launched_world_size
 
 # Set for the processes that restarts=N starts: a file with the folder of their run, once there is one, …
 FOLDER_FILE = "MNIST_ACCEL_FOLDER_FILE"
@@ -26,6 +29,8 @@ FOLDER_FILE = "MNIST_ACCEL_FOLDER_FILE"
 RESTART = "MNIST_ACCEL_RESTART"
 
 POLL_SECONDS = 0.01
+
+T = TypeVar("T")
 
 # Starting them
 
@@ -200,3 +205,41 @@ def tell_later_attempts_failed(message: str) -> None:
     store = launchers_store(timedelta(seconds=10))
     if store is not None:
         store.set("failed", message)
+
+
+# What they agree on
+
+
+def load_on_all_ranks(accelerator: Accelerator, load: Callable[[], T]) -> T:
+    """``load()`` on every rank; if it is refused on any, all of them end, and the first of those says why."""
+    refusal: UserError | None = None
+    try:
+        loaded = load()
+    except UserError as error:
+        refusal = error
+    refused = torch.tensor([float(refusal is not None)], device=accelerator.device)
+    ranks = accelerator.gather(refused).nonzero().flatten().tolist()
+    if not ranks:
+        return loaded
+    first = accelerator.process_index == ranks[0]
+    raise UserError(str(refusal) if first else "", here_only=first)  # without words, a rank ends silently
+
+
+def refuse_mismatch(accelerator: Accelerator, checksum: str, message: str) -> None:
+    """Ranks that train on different data, or from different checkpoints, would disagree silently."""
+    if accelerator.num_processes == 1:
+        return
+    mine = torch.tensor(list(bytes.fromhex(checksum.ljust(64, "0"))), dtype=torch.int64, device=accelerator.device)
+    low, high = mine.clone(), mine.clone()
+    torch.distributed.all_reduce(low, torch.distributed.ReduceOp.MIN)
+    torch.distributed.all_reduce(high, torch.distributed.ReduceOp.MAX)
+    if not torch.equal(low, high):
+        raise UserError(message)
+
+
+def wait_for_ranks() -> None:
+    """Ranks end together: a launcher takes one that is gone for a failure while another still writes."""
+    if torch.distributed.is_initialized():
+        # Without its number NCCL warns that it guesses the GPU by the rank, which is wrong on a second machine.
+        nccl = torch.distributed.get_backend() == "nccl"
+        torch.distributed.barrier(device_ids=[torch.cuda.current_device()] if nccl else None)

@@ -1,8 +1,8 @@
 """The training step as device work alone, so that a GPU replays the whole of it as one captured CUDA graph.
 
 Index, normalise, augment, forward, loss, backward, clip, optimizer and moving average are one function of tensors that
-never asks the device anything. A non-finite loss therefore masks, on the device, its own update and every later one;
-that it happened is found out at the next reading, which comes at least every ``READ_EVERY`` steps, and always before a
+never asks the device anything. A non-finite loss is therefore dealt with on the device: from then on no update is
+applied. It is found out at the next reading, which comes at least every ``READ_EVERY`` steps, and always before a
 checkpoint, an evaluation and an interrupt's end.
 
 For one process on a GPU that holds the images, in fp32 or bf16. The ordinary step stays where there are several
@@ -19,12 +19,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mnist_accel.data.batches import ImageStore, Selection, TrainBatches
-from mnist_accel.objective import Objective
-from mnist_accel.optim import WeightAverage
+from mnist_accel.machine.runtime import is_out_of_memory
 from mnist_accel.phase import Phase, unmarked
-from mnist_accel.runtime import is_out_of_memory
 from mnist_accel.seeding import generator_of, seed_device
-from mnist_accel.stepping import WARM_UP_STEPS, Position, backward, not_finite, undone
+from mnist_accel.training.eager_step import backward
+from mnist_accel.training.objective import Objective
+from mnist_accel.training.optim import WeightAverage
+from mnist_accel.training.state import BadLoss, StepFigures
+from mnist_accel.training.warm_up import WARM_UP_STEPS, undone
 
 READ_EVERY = 50  # steps that a bad loss may stay unseen; a reading waits for the device, which costs about a step
 
@@ -38,7 +40,7 @@ def can_capture(accelerator: Accelerator, store: ImageStore) -> bool:
     )
 
 
-class DeviceStep:
+class GraphStep:
     """A ``Stepper``: puts steps on the device's queue and reads what came of them now and then.
 
     Takes the optimizer over: its learning rate becomes a tensor, and ``found_inf`` masks its updates.
@@ -69,7 +71,7 @@ class DeviceStep:
         self.captured_loss: Tensor | None = None  # and where it leaves its loss
         self.loss = math.nan
         self.losses = torch.zeros(READ_EVERY, dtype=torch.float64, device=self.device)  # summed, of each unread step
-        self.unread: list[tuple[int, float]] = []  # images and learning rate of each step since the last reading
+        self.unread: list[int] = []  # images of each step since the last reading
 
         # Fused optimizers skip an update where this is 1, and take back what they counted: made for fp16's scaler, and
         # so is the one kernel that sets it.
@@ -84,17 +86,17 @@ class DeviceStep:
             group["lr"] = self.lr
 
     def step(
-        self, chosen: Selection, position: Position, lr: float, dropout_seed: int, stop_signal: int, read: bool
-    ) -> tuple[float, int]:
+        self, chosen: Selection, loss_sum: float, lr: float, dropout_seed: int, stop_signal: int, read: bool
+    ) -> StepFigures:
         eager = self.eager_now()
         self.lr.fill_(lr)
         if self.average:
             self.average_weight.fill_(self.average.next_weight())
         self.losses[len(self.unread)].copy_(self.enqueue(chosen, dropout_seed, eager))
-        self.unread.append((chosen.global_count, lr))
+        self.unread.append(chosen.global_count)
         if read or stop_signal or eager or math.isnan(self.loss) or len(self.unread) >= READ_EVERY:
-            self.read(position)
-        return self.loss, stop_signal
+            loss_sum = self.read(loss_sum)
+        return StepFigures(self.loss, loss_sum, stop_signal)
 
     def enqueue(self, chosen: Selection, dropout_seed: int, eager: bool) -> Tensor:
         replay = None if eager else self.replay_of(chosen)
@@ -140,7 +142,7 @@ class DeviceStep:
             logits = self.model(batch.images)
         with self.phase("loss"):
             loss = self.objective.loss_sum(logits, batch.labels)
-            self.judge(loss.detach())
+            self.mask_from(loss.detach())
         with self.phase("backward"):
             backward(loss, 1 / batch.global_count, self.accelerator)
         with self.phase("optimizer"):
@@ -153,26 +155,23 @@ class DeviceStep:
             self.optimizer.zero_grad()
         return loss.detach()
 
-    def judge(self, loss: Tensor) -> None:
+    def mask_from(self, loss: Tensor) -> None:
         """From the first bad loss on everything is masked: the kernel sets ``found_inf``, and never takes it back."""
         torch._amp_foreach_non_finite_check_and_unscale_([loss], self.found_inf, self.unscaled)
 
-    def read(self, position: Position) -> None:
-        """Waits for the device. ``position`` does not count the step under way yet."""
-        before, images = position.loss_sum, 0
-        for index, loss_sum in enumerate(self.losses[: len(self.unread)].tolist()):
-            count, lr = self.unread[index]
-            if not math.isfinite(loss_sum):
-                uncounted = self.unread[index:-1]
-                position.step -= len(uncounted)
-                position.images -= sum(images for images, _ in uncounted)
+    def read(self, loss_sum: float) -> float:
+        """Waits for the device. ``loss_sum`` with the losses of all steps since the last reading."""
+        before = loss_sum
+        for index, (images, loss) in enumerate(zip(self.unread, self.losses.tolist(), strict=False)):
+            if not math.isfinite(loss):
+                bad = len(self.unread) - index
                 if self.average:
-                    self.average.steps -= len(self.unread) - index
-                raise not_finite(loss_sum, position.epoch, position.step, lr)
-            images += count
-            position.loss_sum += loss_sum / count * count  # rounded as where each step is looked at
-        self.loss = (position.loss_sum - before) / images
+                    self.average.steps -= bad
+                raise BadLoss(loss, loss_sum, steps_back=bad - 1)  # the step under way is not counted yet
+            loss_sum += loss / images * images  # rounded as where each step is looked at
+        self.loss = (loss_sum - before) / sum(self.unread)
         self.unread.clear()
+        return loss_sum
 
     def try_capture(self) -> Callable[[], None] | None:
         try:

@@ -121,21 +121,21 @@ class Owners:
         numbered: dict[tuple[tuple[str, str], int], list[Call]] = {}
         calling: dict[tuple[str, str], None] = {}  # the threads, in the order of time
         for call in forward_calls:
-            number = call.event.number("Sequence number")
+            number = call.event.integer("Sequence number")
             if number is not None:
                 numbered.setdefault((call.event.thread, number), []).append(call)
                 calling[call.event.thread] = None
         threads = list(calling)[:MOST_THREADS]
         nodes = [call for call in self.step.calls() if is_backward(call)]
         # Each thread counts for itself; a node says on whose count it is, in numbers of the profiler's own.
-        told = sorted({call.event.number("Fwd thread id") or 0 for call in nodes if has_number(call)})
+        told = sorted({call.event.integer("Fwd thread id") or 0 for call in nodes if has_number(call)})
         place_of = {thread_id: place for place, thread_id in enumerate(told)}
         made = {}
         for node in nodes:
-            number = node.event.number("Sequence number")
+            number = node.event.integer("Sequence number")
             if number is None:
                 continue
-            place = place_of[node.event.number("Fwd thread id") or 0]
+            place = place_of[node.event.integer("Fwd thread id") or 0]
             likely = threads[min(place, len(threads) - 1) :] + threads if threads else []
             for thread in likely:
                 candidates = numbered.get((thread, number), [])
@@ -206,7 +206,7 @@ class Owners:
         """What kernels name the call by that launched them."""
         for call, owner in self.of_call.items():
             for key in ("correlation", "External id"):
-                number = call.event.number(key)
+                number = call.event.integer(key)
                 if number is not None and call.event.category != "user_annotation":
                     yield (key, number), owner
 
@@ -247,7 +247,7 @@ def within(call: Call) -> Iterator[Call]:
 
 
 def has_number(call: Call) -> bool:
-    return call.event.number("Sequence number") is not None
+    return call.event.integer("Sequence number") is not None
 
 
 def annotated(name: str, inherited: Owner) -> Owner:

@@ -2,13 +2,14 @@
 
 import ctypes
 import os
+import platform
+import time
 import warnings
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
@@ -17,15 +18,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from mnist_accel.errors import UserError
-from mnist_accel.job import start_process_group, which_restart
-from mnist_accel.launcher import SPAWNED, is_launched, launched_world_size
+from mnist_accel.machine.job import start_process_group, which_restart
+from mnist_accel.machine.launcher import ignored_settings, inherited_config, launched_world_size
 
 # What launchers say in ACCELERATE_MIXED_PRECISION, in our words.
 LAUNCHER_PRECISIONS = {"no": "fp32", "fp16": "fp16", "bf16": "bf16"}
 
-T = TypeVar("T")
-
-PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+SUPPORTED_TYPES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 # glibc's malloc.h
 M_TRIM_THRESHOLD = -1
@@ -56,58 +55,6 @@ class Runtime:
     @property
     def world_size(self) -> int:
         return self.accelerator.num_processes
-
-
-def has_to_spawn(processes: int | None) -> bool:
-    """Whether ``processes=N`` still has to be acted on; not inside the job that it started."""
-    if processes is None or os.environ.get(SPAWNED):
-        return False
-    if "WORLD_SIZE" in os.environ or (is_launched() and processes > 1):
-        raise UserError(
-            f"processes={processes}: a launcher already started this job with {launched_world_size()}. "
-            "Leave processes out, and give the number to the launcher"
-        )
-    return processes > 1
-
-
-def check_launcher() -> None:
-    """A launcher's environment that does not hold together ends here, not in somebody else's traceback."""
-    variables = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    given = {name: os.environ[name] for name in variables if name in os.environ}
-    for name, value in given.items():
-        if not value.isdecimal():
-            raise UserError(f"{name}={value}: set in the environment, but no number. Unset it, or use a launcher")
-    if launched_world_size() > 1 and not {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ):
-        raise UserError(
-            f"WORLD_SIZE={given['WORLD_SIZE']}: set in the environment without the rest of a launcher's variables. "
-            "Unset it, or start with torchrun or accelerate launch"
-        )
-
-    if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ:
-        # What accelerate launch --cpu --num_processes N leaves: one process, which would train alone.
-        raise UserError(
-            "accelerate launch --cpu --num_processes N: starts one process only. Type python launch.py processes=N, or "
-            "accelerate launch --multi_gpu --num_processes N (which takes CPU processes where there is no GPU)"
-        )
-
-
-def inherited_config() -> str:
-    """The default config file that accelerate launch has read without being told to, or nothing."""
-    if "ACCELERATE_MIXED_PRECISION" not in os.environ:
-        return ""
-    from accelerate.commands.config.config_args import default_json_config_file, default_yaml_config_file
-
-    try:
-        told = b"--config_file" in Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
-    except OSError:  # not Linux
-        told = False
-    files = [file for file in (default_yaml_config_file, default_json_config_file) if Path(file).is_file()]
-    return files[0] if files and not told else ""
-
-
-def ignored_settings() -> str:
-    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
-    return "" if backend == "no" else f"dynamo_backend={backend}"
 
 
 def choose_device(asked: str) -> str:
@@ -173,7 +120,7 @@ def start_runtime(precision: str = "auto", device: str = "auto", threads: int = 
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True)
         ],
     )
-    if accelerator.distributed_type not in PLAIN:
+    if accelerator.distributed_type not in SUPPORTED_TYPES:
         raise UserError(
             f"the launcher asks for {accelerator.distributed_type.value}, which these networks have no use for. "
             "Leave it out of accelerate's config, or name another with --config_file accelerate_config.yaml"
@@ -246,36 +193,30 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     )
 
 
-def together(accelerator: Accelerator, load: Callable[[], T]) -> T:
-    """``load()`` on every rank; if it is refused on any, all of them end, and the first of those says why."""
-    refusal: UserError | None = None
+def synchronised_clock(device: torch.device) -> float:
+    """A clock read only after the device has finished what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+MACHINE_LINE = "{cpu}, {cores} cores, torch {torch}, device {device}, threads {threads}"
+
+
+def describe_machine(device_name: str, threads: int) -> dict[str, Any]:
+    return {
+        "cpu": cpu_name(),
+        "cores": usable_cores(),
+        "torch": torch.__version__,
+        "threads": threads,
+        "device": device_name,
+    }
+
+
+def cpu_name() -> str:
     try:
-        loaded = load()
-    except UserError as error:
-        refusal = error
-    refused = torch.tensor([float(refusal is not None)], device=accelerator.device)
-    ranks = accelerator.gather(refused).nonzero().flatten().tolist()
-    if not ranks:
-        return loaded
-    first = accelerator.process_index == ranks[0]
-    raise UserError(str(refusal) if first else "", here_only=first)  # without words, a rank ends silently
-
-
-def refuse_mismatch(accelerator: Accelerator, checksum: str, message: str) -> None:
-    """Ranks that train on different data, or from different checkpoints, would disagree silently."""
-    if accelerator.num_processes == 1:
-        return
-    mine = torch.tensor(list(bytes.fromhex(checksum.ljust(64, "0"))), dtype=torch.int64, device=accelerator.device)
-    low, high = mine.clone(), mine.clone()
-    torch.distributed.all_reduce(low, torch.distributed.ReduceOp.MIN)
-    torch.distributed.all_reduce(high, torch.distributed.ReduceOp.MAX)
-    if not torch.equal(low, high):
-        raise UserError(message)
-
-
-def leave() -> None:
-    """Ranks end together: a launcher takes one that is gone for a failure while another still writes."""
-    if torch.distributed.is_initialized():
-        # Without its number NCCL warns that it guesses the GPU by the rank, which is wrong on a second machine.
-        nccl = torch.distributed.get_backend() == "nccl"
-        torch.distributed.barrier(device_ids=[torch.cuda.current_device()] if nccl else None)
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+from mnist_accel.console.report import show_table, simple_table
 from mnist_accel.errors import printable
-from mnist_accel.profiling.compare import Comparison
+from mnist_accel.profiling.compare import ProfileComparison
 from mnist_accel.profiling.roofline import Roofline
 from mnist_accel.profiling.steady import LONGEST
-from mnist_accel.profiling.summary import ConvolutionRow, Cost, Summary
-from mnist_accel.report import show_table, simple_table
+from mnist_accel.profiling.summary import ConvolutionRow, Cost, ProfileSummary
 
 BAR = 24  # characters of 100 %
 ONE_TABLE = 160  # columns
@@ -17,7 +17,7 @@ MOST_ROWS = 200  # of convolutions; more than any usual network has
 Column = tuple[str, Callable[[ConvolutionRow], str]]
 
 
-def show_profile(console: Any, summary: Summary, no_roofline: str = "") -> None:
+def show_profile(console: Any, summary: ProfileSummary, no_roofline: str = "") -> None:
     """``no_roofline`` says why there is none."""
     console.print()
     say(console, summary.verdict.sentence, style="bold")
@@ -36,7 +36,7 @@ def say(console: Any, text: str, style: str = "dim") -> None:
     console.print(text, style=style, markup=False)
 
 
-def what_is_shown(summary: Summary) -> list[str]:
+def what_is_shown(summary: ProfileSummary) -> list[str]:
     lines = [how_it_was_reckoned(summary)]
     parts = summary.verdict.parts
     if parts and parts[0].name != "other layers":  # else the verdict has named them
@@ -56,7 +56,7 @@ def what_is_shown(summary: Summary) -> list[str]:
     return lines
 
 
-def how_it_was_reckoned(summary: Summary) -> str:
+def how_it_was_reckoned(summary: ProfileSummary) -> str:
     text = f"Of {summary.steps} traced steps {summary.set_aside} were set aside, longer than {LONGEST} times the median"
     if summary.scale is None:
         return f"{text}; not scaled, for the trace does not tell how long a step is without the profiler."
@@ -65,7 +65,7 @@ def how_it_was_reckoned(summary: Summary) -> str:
     return f"{text}; times are scaled by {summary.scale:.2f} to a step without the profiler."
 
 
-def show_phases(console: Any, summary: Summary) -> None:
+def show_phases(console: Any, summary: ProfileSummary) -> None:
     table = simple_table("phase", "ms", "%", "")
     for phase in summary.phases:
         table.add_row(phase.name, number(phase.ms), f"{phase.share:.1f}", "▇" * round(phase.share * BAR / 100))
@@ -74,7 +74,7 @@ def show_phases(console: Any, summary: Summary) -> None:
     show_table(console, right(table, 1, 2))
 
 
-def show_convolutions(console: Any, summary: Summary, no_roofline: str) -> None:
+def show_convolutions(console: Any, summary: ProfileSummary, no_roofline: str) -> None:
     if not summary.convolutions:
         console.print("\nThere is no convolution in these steps.")
         return
@@ -159,7 +159,7 @@ def right(table: Any, *columns: int) -> Any:
     return table
 
 
-def show_comparison(console: Any, comparison: Comparison, other: str) -> None:
+def show_comparison(console: Any, comparison: ProfileComparison, other: str) -> None:
     console.print()
     say(console, f"Against {other}:")
     if comparison.differing:

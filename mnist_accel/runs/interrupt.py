@@ -1,7 +1,6 @@
 """What ends a run from outside: SIGTERM (the launcher's death as well, see launcher.py) or Ctrl-C, noticed between two
 steps, so that it can save before it ends; and the loss of another process of the job."""
 
-import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mnist_accel.errors import Interrupted, PeerLost
+from mnist_accel.errors import Interrupted, PeerLost, peer_lost
 
 
 class StopRequest:
@@ -53,12 +52,3 @@ def naming_lost_peers(stop_signal: Callable[[], int] = lambda: 0) -> Iterator[No
         if stop_signal():
             raise Interrupted(stop_signal(), here_only=True) from None
         raise peer_lost(str(error).partition("] ")[2].partition(". ")[0] or str(error)) from None
-
-
-def peer_lost(reason: str) -> PeerLost:
-    rank = os.environ.get("RANK", "?")
-    return PeerLost(
-        f"process {rank} lost another of this job, which ended or kept it waiting for longer than timeout= allows "
-        f"({reason})",
-        here_only=True,
-    )

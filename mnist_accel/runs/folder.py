@@ -1,128 +1,27 @@
 """What a run leaves behind: numbers with names, and the folder they stand in."""
 
-import errno
 import json
-import math
-import os
 import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 from safetensors.torch import save
 from torch import Tensor
 
-from mnist_accel.checkpoint import Facts, newest_first, write_checkpoint
 from mnist_accel.errors import UserError
-
-SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class Positive:
-    """How well the class that counts as yes was found, in percent."""
-
-    precision: float
-    recall: float
-    f1: float
-
-    @classmethod
-    def from_counts(cls, hits: int, said_yes: int, is_yes: int) -> "Positive":
-        precision = 100 * hits / said_yes if said_yes else 0.0
-        recall = 100 * hits / is_yes if is_yes else 0.0
-        return cls(precision, recall, 200 * hits / (said_yes + is_yes) if hits else 0.0)
-
-
-@dataclass(frozen=True)
-class EpochStats:
-    """One epoch over all ranks: a line of ``history.jsonl``. Accuracy in percent, losses are means over images."""
-
-    epoch: int
-    steps: int
-    images: int
-    lr: float
-    train_loss: float
-    test_loss: float
-    accuracy: float
-    correct: int
-    total: int
-    positive: Positive | None
-    train_seconds: float
-    eval_seconds: float
-
-
-@dataclass(frozen=True)
-class ClaimResult:
-    """A published figure beside this run's. ``met`` is None where the two cannot be compared."""
-
-    name: str
-    documented: str
-    measured: float | None
-    met: bool | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunResult:
-    """``result.json``: a stable contract. README explains the fields; they are only ever added to."""
-
-    schema: int = SCHEMA
-    status: str  # "finished", "failed" or "interrupted"
-    recipe: str
-    model: str
-    params: int
-    dataset: str
-    dataset_reason: str
-    train_images: int
-    test_images: int
-    epochs: int
-    batch_size: int
-    optimizer_steps: int
-    seed: int
-    device: str
-    world_size: int
-    threads: int
-    precision: str
-    accuracy: float | None
-    correct: int | None
-    total: int | None
-    train_loss: float | None
-    test_loss: float | None
-    positive: Positive | None
-    train_seconds: float
-    eval_seconds: float
-    total_seconds: float
-    images_per_second: float
-    claims: list[ClaimResult]
-    dry_run: bool
-    warmup_seconds: float = 0.0  # before the clock of train_seconds: libraries starting up, a graph's capture
-    resumed_from: str | None = None
-    command: list[str]
-    history: list[EpochStats]
-    versions: dict[str, str]
-    error: str | None = None
+from mnist_accel.files import finite, new_folder, read_json, refuse_unwritable, write_whole
+from mnist_accel.runs.checkpoint import CheckpointMeta, newest_first, write_checkpoint
+from mnist_accel.training.state import EpochStats
 
 
 def default_folder(recipe_name: str) -> Path:
     """``runs/<recipe>/<time>``; opening it puts a number behind where two runs start within the same second."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     return Path("runs") / recipe_name / stamp
-
-
-def new_folder(first: Path) -> Path:
-    """``first``, or with a number behind where another run began within the same second."""
-    folder, number = first, 1
-    while True:
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            number += 1
-            folder = first.with_name(f"{first.name}-{number}")
 
 
 class RunFolder:
@@ -209,11 +108,11 @@ class RunFolder:
         except OSError as error:
             self._failed("history.jsonl", error)
 
-    def write_checkpoint(self, step: int, tensors: Mapping[str, Tensor], facts: Facts) -> bool:
+    def write_checkpoint(self, step: int, tensors: Mapping[str, Tensor], meta: CheckpointMeta) -> bool:
         """Whether it is on the disk now."""
         name = f"step-{step:09}.safetensors"
         try:
-            write_checkpoint(self.path / CHECKPOINTS, name, tensors, facts)
+            write_checkpoint(self.path / CHECKPOINTS, name, tensors, meta)
         except OSError as error:
             self._failed(f"{CHECKPOINTS}/{name}", error)
             return False
@@ -237,30 +136,6 @@ class RunFolder:
             self.tell(problem)
 
 
-def write_whole(target: Path, content: bytes) -> None:
-    """Aside, synced, renamed: under its own name a file is whole or absent."""
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(target)
-    except OSError:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
-        raise
-
-
-def finite(value: Any) -> Any:
-    """``value`` with None for the numbers that JSON does not know."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def history_line(stats: EpochStats) -> str:
     return json.dumps(finite(asdict(stats)), allow_nan=False) + "\n"
 
@@ -278,15 +153,6 @@ def left_aside(name: str) -> bool:
     """Whether it is what a killed run left of writing one of its files."""
     aside = re.fullmatch(r"\.(.+)\.\d+", name)
     return aside is not None and aside[1] in OUR_FILES
-
-
-def refuse_unwritable(folder: Path) -> None:
-    """OSError where ``folder`` could not be made or written, without writing: this is asked before processes start."""
-    nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not nearest.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def listing(folder: Path) -> list[Path]:
@@ -319,10 +185,3 @@ def being_written(folder: Path) -> bool:
         return True
     except OSError:
         return False
-
-
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None

@@ -1,0 +1,81 @@
+"""Writes a file whole or not at all, reads JSON, makes new folders."""
+
+import errno
+import json
+import math
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from mnist_accel.errors import UserError
+
+
+def write_whole(target: Path, content: bytes) -> None:
+    """Aside, synced, renamed: under its own name a file is whole or absent, and it is on the disk."""
+    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(target)
+        sync_folder(target.parent)
+    except OSError:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """A rename is on the disk only when its folder is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def finite(value: Any) -> Any:
+    """``value`` with None for the numbers that JSON does not know."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def new_folder(first: Path) -> Path:
+    """``first``, or with a number behind where another run began within the same second."""
+    folder, number = first, 1
+    while True:
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+            folder = first.with_name(f"{first.name}-{number}")
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """OSError where ``folder`` could not be made or written, without writing: this is asked before processes start."""
+    nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def expand_path(typed: str, asked: str) -> Path:
+    """``~`` as the home folder; ``asked`` is what the user typed, key included."""
+    try:
+        return Path(typed).expanduser()
+    except RuntimeError:
+        raise UserError(f"{asked}: there is no such home folder. Name another folder") from None
