@@ -1,8 +1,8 @@
-"""`compact13k`: eight convolutions, none with a bias, 13,808 parameters."""
+"""``compact13k``: eight convolutions, none with a bias, 13,808 parameters."""
 
 from torch import nn
 
-from mnist_accel.models.layers import Dropout
+from mnist_accel.models.layers import Dropout, in_order
 
 
 def conv_block(in_channels: int, out_channels: int, dropout: float, padding: int = 0) -> list[nn.Module]:
@@ -16,7 +16,7 @@ def conv_block(in_channels: int, out_channels: int, dropout: float, padding: int
 
 def compact13k(dropout: float = 0.1) -> nn.Sequential:
     """28 → 26 → 24 → 24 → pool 12 → 10 → 8 → 6 → 6 → average 1."""
-    return nn.Sequential(
+    return in_order(
         *conv_block(1, 16, dropout),
         *conv_block(16, 32, dropout),
         nn.Conv2d(32, 10, kernel_size=1, bias=False),

@@ -1,6 +1,8 @@
-"""`efficient25k`: three convolution blocks, global average pool, a small classifier."""
+"""``efficient25k``: three convolution blocks, global average pool, a small classifier."""
 
 from torch import nn
+
+from mnist_accel.models.layers import in_order
 
 
 def conv_block(in_channels: int, out_channels: int) -> list[nn.Module]:
@@ -16,7 +18,7 @@ def conv_block(in_channels: int, out_channels: int) -> list[nn.Module]:
 
 def efficient25k(dropout: float = 0.3) -> nn.Sequential:
     """28 → pool 14 → pool 7 → pool 3 → average 1 → 64 → 10."""
-    return nn.Sequential(
+    return in_order(
         *conv_block(1, 8),
         *conv_block(8, 16),
         *conv_block(16, 32),

@@ -1,12 +1,36 @@
-"""Batch norm over the whole global batch, whatever number of processes it is spread over.
+"""Layers that torch does not have, and names for those of a network."""
 
-torch's own works on GPUs only, and counts every rank's images, also those that only stand in for an empty share.
-"""
-
+from collections import Counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+NAMES = {
+    "Conv2d": "conv",
+    "BatchNorm2d": "bn",
+    "Linear": "fc",
+    "MaxPool2d": "pool",
+    "AvgPool2d": "average",
+    "AdaptiveAvgPool2d": "average",
+    "Dropout2d": "dropout",
+}
+
+
+def in_order(*layers: nn.Module) -> nn.Sequential:
+    """One after the other, each named by its kind and, where there are several, its number: conv1, bn1, …, fc."""
+    kinds = [NAMES.get(type(layer).__name__, type(layer).__name__.lower()) for layer in layers]
+    several = {kind for kind, count in Counter(kinds).items() if count > 1}
+    numbers: Counter[str] = Counter()
+    network = nn.Sequential()
+    for kind, layer in zip(kinds, layers, strict=True):
+        numbers[kind] += 1
+        network.add_module(f"{kind}{numbers[kind]}" if kind in several else kind, layer)
+    return network
+
+
+# Batch norm over the whole global batch, whatever number of processes it is spread over. torch's own works on GPUs
+# only, and counts every rank's images, also those that only stand in for an empty share.
 
 
 class SumOverRanks(torch.autograd.Function):
@@ -67,14 +91,16 @@ def count_images(model: nn.Module, counted: int) -> None:
             module.counted = min(counted, 1)
 
 
+# Dropout
+
 LEVELS = 2**16
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout` with its probability rounded to 16 bits (0.1 becomes 0.10001), and scaled by what it is then.
+    """``nn.Dropout`` with its probability rounded to 16 bits (0.1 becomes 0.10001), and scaled by what it is then.
 
-    torch draws a double for every value, on one thread: 5.9 ns each, a quarter of `compact13k`'s step. Here four values
-    share the 64 bits of one draw: 0.8 ns.
+    torch draws a double for every value, on one thread: 5.9 ns each, a quarter of a step of ``compact13k``. Here four
+    values share the 64 bits of one draw: 0.8 ns.
     """
 
     def forward(self, images: Tensor) -> Tensor:

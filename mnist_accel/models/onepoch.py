@@ -1,6 +1,8 @@
-"""`onepoch`: two convolution blocks and one fully connected layer."""
+"""``onepoch``: two convolution blocks and one fully connected layer."""
 
 from torch import Tensor, nn
+
+from mnist_accel.models.layers import in_order
 
 FIRST_WIDTH = 5  # documented
 SECOND_WIDTH = 32  # not documented; recipes/onepoch.py tells how it was chosen
@@ -36,7 +38,7 @@ class RowMajor(nn.Module):
 
 def onepoch(dropout: float = 0.1) -> nn.Sequential:
     """28 → conv 26 → pool 13 → conv 11 → pool 5 → linear."""
-    return nn.Sequential(
+    return in_order(
         *conv_block(1, FIRST_WIDTH, dropout),
         *conv_block(FIRST_WIDTH, SECOND_WIDTH, dropout),
         nn.Flatten(),

@@ -1,6 +1,8 @@
-"""`sub20k`: nine convolutions, no fully connected layer, 19,712 parameters."""
+"""``sub20k``: nine convolutions, no fully connected layer, 19,712 parameters."""
 
 from torch import nn
+
+from mnist_accel.models.layers import in_order
 
 
 def conv_block(in_channels: int, out_channels: int, dropout: float | None = None, padding: int = 0) -> list[nn.Module]:
@@ -17,7 +19,7 @@ def sub20k(dropout: float = 0.1) -> nn.Sequential:
 
     ReLU stands after the pool, not before it: the same values from a quarter of the work.
     """
-    return nn.Sequential(
+    return in_order(
         *conv_block(1, 16, dropout),
         *conv_block(16, 16),
         *conv_block(16, 32, dropout),
