@@ -24,7 +24,7 @@ from pydantic.dataclasses import dataclass
 import recipes
 from benchmarks.children import ROOT, run_python
 from benchmarks.gpu_record import WELL, Record, open_record, read_record
-from mnist_accel import commands, errors
+from mnist_accel import cli, errors
 from mnist_accel.errors import CleanExit, UserError
 from mnist_accel.recipe import CONFIG, option
 
@@ -64,17 +64,19 @@ class Piece:
 
 
 def main() -> int:
-    options: GpuOptions = commands.read_options(sys.argv[1:], GpuOptions)
+    options: GpuOptions = cli.read_options(sys.argv[1:], GpuOptions)
     import torch  # a typing mistake must not wait for it
 
     if not torch.cuda.is_available():
         raise UserError("there is no GPU here that torch can use. Type make gpu on a machine with one")
     until = time.monotonic() + 60 * options.minutes
     path = Path(options.out).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    commands.refuse_unwritable(options.out)
     record = open_record(path, describe(options.commit))
-    record.save()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        record.save()
+    except OSError as error:
+        raise UserError(f"out={options.out}: cannot be written ({error.strerror}). Name another file") from None
     for name, value in record.facts.items():
         print(f"{name:<10}  {value}")
     left = 0

@@ -5,7 +5,8 @@ Imports neither torch nor a data set: the answer to a typing mistake comes at on
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -199,3 +200,39 @@ def too_small_batch(batch_size: int, processes: int) -> str:
         f"batch_size={batch_size}: smaller than the {processes} processes, some would have nothing to do. "
         f"Type at least batch_size={processes}"
     )
+
+
+def read_options(argv: Sequence[str], owner: type) -> Any:
+    """``key=value`` words → the dataclass of a verb's keys; every mistake is a UserError of one line."""
+    keys = keys_of(owner)
+    words = split_words(argv)
+    values = {name: read_value(name, text, keys, {}) for name, text in words.items()}
+    for field in fields(owner):
+        if field.default is MISSING and field.name not in values:
+            choices = keys[field.name].kind.replace("|", ", ")
+            raise UserError(f"{field.name}: not given. Type {field.name}= with one of {choices}")
+    options = owner(**values)
+    refuse_ignored(words, keys, vars(options))
+    return options
+
+
+def split_options(argv: Sequence[str], owner: type, refused: Mapping[str, str]) -> tuple[Any, list[str]]:
+    """For a verb that takes launch.py's keys beside its own: the verb's options, and the words left for launch.py.
+
+    ``refused`` are keys of launch.py that make no sense here, with the reason.
+    """
+    words = split_words(argv)
+    mine = [f"{key}={value}" for key, value in words.items() if key in keys_of(owner)]
+    own = read_options(mine, owner)
+    for key, why in refused.items():
+        if key in words:
+            raise UserError(f"{key}={words[key]}: not here; {why}. Leave {key} out")
+    return own, [word for word in argv if word not in mine]
+
+
+def expand_path(typed: str, asked: str) -> Path:
+    """``~`` as the home folder; ``asked`` is what the user typed, key included."""
+    try:
+        return Path(typed).expanduser()
+    except RuntimeError:
+        raise UserError(f"{asked}: there is no such home folder. Name another folder") from None

@@ -8,8 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mnist_accel.errors import UserError
-
 
 def write_whole(target: Path, content: bytes) -> None:
     """Aside, synced, renamed: under its own name a file is whole or absent, and it is on the disk."""
@@ -71,11 +69,3 @@ def refuse_unwritable(folder: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-
-
-def expand_path(typed: str, asked: str) -> Path:
-    """``~`` as the home folder; ``asked`` is what the user typed, key included."""
-    try:
-        return Path(typed).expanduser()
-    except RuntimeError:
-        raise UserError(f"{asked}: there is no such home folder. Name another folder") from None

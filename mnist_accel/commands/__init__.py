@@ -7,14 +7,11 @@ import ast
 import importlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, fields
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mnist_accel.cli import read_value, refuse_ignored, split_words
 from mnist_accel.errors import UserError
-from mnist_accel.recipe import keys_of
 
 FOLDER = Path(__file__).parent
 
@@ -31,34 +28,6 @@ def summary(name: str) -> str:
 def load(name: str) -> Callable[[list[str]], int]:
     main: Callable[[list[str]], int] = importlib.import_module(f"mnist_accel.commands.{name}").main
     return main
-
-
-def read_options(argv: Sequence[str], owner: type) -> Any:
-    """``key=value`` words → the dataclass of a verb's keys; every mistake is a UserError of one line."""
-    keys = keys_of(owner)
-    words = split_words(argv)
-    values = {name: read_value(name, text, keys, {}) for name, text in words.items()}
-    for field in fields(owner):
-        if field.default is MISSING and field.name not in values:
-            choices = keys[field.name].kind.replace("|", ", ")
-            raise UserError(f"{field.name}: not given. Type {field.name}= with one of {choices}")
-    options = owner(**values)
-    refuse_ignored(words, keys, vars(options))
-    return options
-
-
-def split_options(argv: Sequence[str], owner: type, refused: Mapping[str, str]) -> tuple[Any, list[str]]:
-    """For a verb that takes launch.py's keys beside its own: the verb's options, and the words left for launch.py.
-
-    ``refused`` are keys of launch.py that make no sense here, with the reason.
-    """
-    words = split_words(argv)
-    mine = [f"{key}={value}" for key, value in words.items() if key in keys_of(owner)]
-    own = read_options(mine, owner)
-    for key, why in refused.items():
-        if key in words:
-            raise UserError(f"{key}={words[key]}: not here; {why}. Leave {key} out")
-    return own, [word for word in argv if word not in mine]
 
 
 def refuse_unwritable(path: str | None) -> None:

@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
         console.print("python -m mnist_accel bench subject=SUBJECT recipe=NAME key=value…")
         report.show_keys(console, "Keys", keys_of(BenchOptions).values(), None)
         return 0
-    options: BenchOptions = commands.read_options(argv, BenchOptions)
+    options: BenchOptions = cli.read_options(argv, BenchOptions)
     chosen = choose_recipes(options.recipe)
     commands.refuse_unwritable(options.json)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic.dataclasses import dataclass
 
 import recipes
-from mnist_accel import cli, commands
+from mnist_accel import cli
 from mnist_accel.console import report
 from mnist_accel.errors import UserError
 from mnist_accel.recipe import CONFIG, Recipe, keys_of, option
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
         report.show_keys(console, "Keys", keys_of(ScalingOptions).values(), None)
         return 0
     words = cli.split_words(argv)
-    own, handed_on = commands.split_options(argv, ScalingOptions, REFUSED)
+    own, handed_on = cli.split_options(argv, ScalingOptions, REFUSED)
     counts = read_counts(own.processes)
     if "recipe" not in words:
         handed_on.insert(0, "recipe=onepoch")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic.dataclasses import dataclass
 
-from mnist_accel import cli, commands
+from mnist_accel import cli
 from mnist_accel.console import report
 from mnist_accel.errors import UserError, printable
 from mnist_accel.recipe import CONFIG, keys_of, option
@@ -34,8 +34,10 @@ def main(argv: list[str]) -> int:
     words = with_path_named(argv)
     if "path" not in cli.split_words(words):
         raise UserError(f"trace: no path given. Type {USAGE}")
-    options: TraceOptions = commands.read_options(words, TraceOptions)
-    path, against = here(options.path), here(options.against) if options.against else None
+    options: TraceOptions = cli.read_options(words, TraceOptions)
+    path, against = cli.expand_path(options.path, options.path), None
+    if options.against:
+        against = cli.expand_path(options.against, options.against)
 
     from mnist_accel.profiling.trace_file import find_traces
 
@@ -72,13 +74,6 @@ def with_path_named(argv: Sequence[str]) -> list[str]:
             bare, word = word, f"path={word}"
         words.append(word)
     return words
-
-
-def here(typed: str) -> Path:
-    try:
-        return Path(typed).expanduser()
-    except RuntimeError:
-        raise UserError(f"{typed}: there is no such home folder. Name another path") from None
 
 
 def summary_of(trace: Path) -> "tuple[ProfileSummary, str]":

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
         console.print("python -m mnist_accel verify recipe=NAME key=value…   with the keys of launch.py, and")
         report.show_keys(console, "Keys", keys_of(VerifyOptions).values(), None)
         return 0
-    own, handed_on = commands.split_options(argv, VerifyOptions, REFUSED)
+    own, handed_on = cli.split_options(argv, VerifyOptions, REFUSED)
     request = cli.parse(handed_on, recipes.names(), recipes.load)
     commands.refuse_unwritable(own.json)
 

@@ -2,10 +2,9 @@
 
 from dataclasses import asdict, replace
 
-from mnist_accel.cli import Request, too_small_batch
+from mnist_accel.cli import Request, expand_path, too_small_batch
 from mnist_accel.data.dataset import Dataset, hold_out, load_dataset
 from mnist_accel.errors import Interrupted, OutOfMemory, PeerLost, TrainingFailed, UserError
-from mnist_accel.files import expand_path
 from mnist_accel.machine.job import (
     earlier_folder,
     load_on_all_ranks,
