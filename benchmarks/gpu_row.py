@@ -1,6 +1,6 @@
-"""Fills the row of README's table of speeds that is about a GPU with what ``make gpu`` has measured.
+"""Fills the row of docs/speed.md that is about a GPU with what ``make gpu`` has measured.
 
-python -m benchmarks.gpu_row FILE [README]     (README.md where it is left out)
+python -m benchmarks.gpu_row FILE [PAGE]     (docs/speed.md where it is left out)
 """
 
 import re
@@ -23,7 +23,7 @@ ROW = re.compile(r"^\| on a GPU\b.*\|([^|\n]*)\|$", re.MULTILINE)
 def main() -> int:
     if len(sys.argv) not in (2, 3):
         raise UserError("which file? Type python -m benchmarks.gpu_row profiles/gpu.json")
-    readme = Path(sys.argv[2]) if len(sys.argv) == 3 else ROOT / "README.md"
+    readme = Path(sys.argv[2]) if len(sys.argv) == 3 else ROOT / "docs" / "speed.md"
     row = row_of(read_record(Path(sys.argv[1])))
     readme.write_text(filled(readme.read_text(), row))
     print(row)
