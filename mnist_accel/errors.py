@@ -1,4 +1,4 @@
-"""The ways a run ends early on purpose; everything else is a bug of ours and keeps its traceback."""
+"""The ways a process ends on purpose, each with one line; everything else is a bug of ours and keeps its traceback."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""How the loop says which part of a step it is in: a profiler listens, nobody else does."""
+"""Names for the parts of a step: a profiler listens, nobody else does."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext

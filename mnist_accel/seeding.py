@@ -1,4 +1,4 @@
-"""Seeds as pure functions of what they are for, so that no random state has to be carried along or saved."""
+"""Derives seeds from what they are for, so that no random state has to be carried along or saved."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""Measures ours against what else could be run, in turn, on this machine: loader, epoch, engine, start, precision."""
+"""Benchmark loader, epoch, engine, start and precision against alternatives, in turn, on this machine."""
 
 from collections.abc import Callable
 from dataclasses import asdict

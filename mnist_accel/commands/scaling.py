@@ -1,4 +1,4 @@
-"""Measures a recipe over several numbers of processes, each a real job: speed-up, all-reduce, accuracy."""
+"""Measure a recipe over several numbers of processes, each a real job: speed-up, all-reduce, accuracy."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""Where a trace says the time went, what changed against another one, and how to open it."""
+"""Show where a trace says the time went, or what changed against another one, and how to open it."""
 
 import os
 from collections.abc import Sequence

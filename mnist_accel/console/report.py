@@ -1,4 +1,4 @@
-"""What the user sees: banner, live progress, a line an epoch, the closing table. The only file that imports rich.
+"""Prints a run: banner, live progress, a line per epoch, the closing table; and lists, help and tables.
 
 A terminal gets a moving bar and colour; a pipe or a file gets plain lines, one a fact, never wrapped.
 """

@@ -1,0 +1,1 @@
+"""Launchers, processes, and what this machine gives them."""

@@ -1,5 +1,4 @@
-"""The processes of a job: started, and started anew where one was lost; how they find each other, and what they leave
-to later attempts."""
+"""Starts the processes of a job, and starts them anew where one was lost; lets them find each other and agree."""
 
 import logging
 import os

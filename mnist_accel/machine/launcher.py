@@ -1,4 +1,4 @@
-"""What a process knows of the launcher that started it; and its end with that one, from the first line on.
+"""Reads what the launcher around this process says, and ends the process with it, from the first line on.
 
 Imported before everything else, so it imports next to nothing.
 """

@@ -1,4 +1,4 @@
-"""Where a run happens: device, processes, threads and precision, as they really are in effect."""
+"""Device, processes, threads and precision of a run, as they really are in effect; describes the machine."""
 
 import ctypes
 import os

@@ -1,4 +1,4 @@
-"""The networks, one a file: a function of its dropout probability alone, called like its file. A new file is a new one.
+"""The networks, one a file: a function of its dropout probability, called like its file. A new file is a new network.
 
 Each is imported when it is built, so that a file that fails takes no other network down.
 """

@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file each, verified before anything in it is used, and never unpickled.
+"""Writes and reads checkpoints: one safetensors file each, verified before anything in it is used, never unpickled.
 
 A file holds the tensors, and as JSON in its header what is no tensor. The SHA-256 beside them covers all
 of it, so a flipped bit or a cut-off tail is noticed wherever it is. A file is written aside, synced and renamed; older

@@ -1,4 +1,4 @@
-"""What a run leaves behind: numbers with names, and the folder they stand in."""
+"""Writes the folder of a run, and tells what a folder holds."""
 
 import json
 import re

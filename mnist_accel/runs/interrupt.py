@@ -1,5 +1,5 @@
-"""What ends a run from outside: SIGTERM (the launcher's death as well, see launcher.py) or Ctrl-C, noticed between two
-steps, so that it can save before it ends; and the loss of another process of the job."""
+"""Notices between two steps what ends a run from outside, so that it can save first: Ctrl-C or SIGTERM, which the
+launcher's death brings as well (machine/launcher.py). Says in one line that another process of the job was lost."""
 
 import signal
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""``resume=auto|PATH`` → an unfinished run and its newest intact checkpoint, or a line that says why not."""
+"""Finds the unfinished run and the newest intact checkpoint that ``resume=auto|PATH`` means, or says why not."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The ordinary training step: the loss of every step is looked at before the weights move."""
+"""Makes the ordinary training step: the loss of every step is looked at before the weights move."""
 
 import math
 from dataclasses import dataclass, field

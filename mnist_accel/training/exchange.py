@@ -1,4 +1,4 @@
-"""What the ranks of a job tell each other at every step: gradients, loss and signals, in one message."""
+"""Exchanges gradients, loss and signals between the ranks of a job, in one message per step."""
 
 import signal
 import time

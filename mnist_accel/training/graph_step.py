@@ -1,4 +1,4 @@
-"""The training step as device work alone, so that a GPU replays the whole of it as one captured CUDA graph.
+"""Makes the training step of device work alone, so that a GPU replays the whole of it as one captured CUDA graph.
 
 Index, normalise, augment, forward, loss, backward, clip, optimizer and moving average are one function of tensors that
 never asks the device anything. A non-finite loss is therefore dealt with on the device: from then on no update is

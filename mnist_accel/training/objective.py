@@ -1,4 +1,4 @@
-"""What is being learned: ten classes by cross-entropy, or one class against the rest by the binary loss."""
+"""Losses and predictions: ten classes by cross-entropy, or one class against the rest by the binary loss."""
 
 from typing import Protocol
 
