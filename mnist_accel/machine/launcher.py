@@ -55,10 +55,13 @@ def watch(parent: int) -> None:
 
 
 def is_orphaned() -> bool:
-    """Whether whoever takes orphans in is our parent already, as far as that can be seen: torch's launcher starts ranks
-    in sessions of their own, others in theirs, which a child never leaves."""
+    """Whether whoever takes orphans in is our parent already, as far as that can be seen: accelerate launch starts one
+    process in its own session, which a child never leaves. Torch's launchers are asked for their store instead
+    (job.py), and of a scheduler's daemon nothing is known."""
     if spawner := os.environ.get(SPAWNED):
         return os.getppid() != int(spawner)
+    if "WORLD_SIZE" in os.environ:
+        return False
     session = os.getsid(0)
     return session != os.getpid() and os.getsid(os.getppid()) != session
 
