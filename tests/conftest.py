@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -33,21 +33,16 @@ from torch import Tensor, nn
 
 import recipes
 from mnist_accel import cli
-from mnist_accel.data.batches import Augmentation, ImageStore, TestBatches, TrainBatches
 from mnist_accel.data.dataset import Dataset, load_dataset
 from mnist_accel.data.synthetic import draw_dataset
-from mnist_accel.machine.runtime import Runtime, prepare, start_runtime
-from mnist_accel.models import build_model
+from mnist_accel.machine.runtime import Runtime, start_runtime
+from mnist_accel.recipe import Recipe, RunOptions
 from mnist_accel.runs import run
-from mnist_accel.runs.checkpoint import Checkpoint, CheckpointMeta, newest_first, restore, snapshot, write_checkpoint
+from mnist_accel.runs.checkpoint import Checkpoint, newest_first, write_checkpoint
 from mnist_accel.runs.result import RunResult
+from mnist_accel.runs.trainer import Trainer, TrainerCallbacks
 from mnist_accel.runs.watcher import Start, Watcher
-from mnist_accel.seeding import derive_seed
-from mnist_accel.training.eager_step import EagerStep
-from mnist_accel.training.loop import train
-from mnist_accel.training.objective import build_objective
-from mnist_accel.training.optim import WeightAverage, build_optimizer
-from mnist_accel.training.state import BuildStepper, EpochStats, Position, StepInfo
+from mnist_accel.training.state import BuildStepper, EpochStats, Position, StepInfo, Stepper
 
 KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH")
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "ACCELERATE_MIXED_PRECISION")
@@ -178,18 +173,44 @@ def run_here(
 class Fitted:
     """What training left, and what it said on the way."""
 
-    model: nn.Module
-    test_batches: TestBatches
-    position: Position
-    history: list[EpochStats] = field(default_factory=list)
+    trainer: Trainer
+    stepper: Any = None  # where the test asked for one of its own
     steps: list[StepInfo] = field(default_factory=list)
     states: list[dict[str, Tensor]] = field(default_factory=list)  # after each step
     error: Exception | None = None
     warmup_seconds: float = 0.0
 
     @property
+    def model(self) -> nn.Module:
+        return self.trainer.model
+
+    @property
+    def position(self) -> Position:
+        return self.trainer.position
+
+    @property
+    def history(self) -> list[EpochStats]:
+        return self.position.history
+
+    @property
     def losses(self) -> list[float]:
         return [info.loss for info in self.steps]
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that training goes on from."""
+        return self.trainer.checkpoint()[0]
+
+
+class AsOnAGpu(Runtime):
+    """Has the trainer warm up before the clock, which it asks the device for."""
+
+    device = torch.device("cuda")
+
+
+TINY = Recipe(
+    name="tiny", model="efficient25k", epochs=1, batch_size=100, optimizer="adamw", lr=0.01, momentum=0.0, dropout=0.0
+)
 
 
 @pytest.fixture(scope="session")
@@ -201,110 +222,67 @@ def fit_(
     runtime: Runtime,
     data: Dataset,
     *,
-    network: str = "efficient25k",
-    dropout: float = 0.0,
-    loss: str = "cross_entropy",
-    label_smoothing: float = 0.0,
-    optimizer: str = "adamw",
-    lr_at: Callable[[int], float] = lambda step: 0.01,
-    momentum: float = 0.0,
-    nesterov: bool = False,
-    weight_decay: float = 0.0,
-    batch_size: int = 100,
     epochs: int = 1,
-    seed: int = 0,
-    clip_norm: float = 0.0,
-    ema: float = 0.0,
-    augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
-    resident_bytes: int | None = None,
-    room: int = 0,
+    lr_at: Callable[[int], float] | None = None,
+    ahead: bool = False,
     warm_up: bool = False,
-    dry_run: bool = False,
     keep_states: bool = False,
     catch: type[Exception] | tuple[()] = (),
-    save_every: int = 0,
     save_in: Path | None = None,
     stop_after_steps: int = 0,
     stop: Callable[[], int] | None = None,
     resumed: Checkpoint | None = None,
-    build_stepper: BuildStepper = EagerStep,
+    build_stepper: BuildStepper | None = None,
+    **keys: Any,
 ) -> Fitted:
-    """The real network, batches, optimizer and engine on ``data``; exceptions of the type ``catch`` are handed back.
+    """Trains ``TINY``, with these keys of a recipe or a run; exceptions of the type ``catch`` are handed back.
 
-    With ``save_in`` every save is a checkpoint there; a SIGTERM comes during step ``stop_after_steps``.
-    ``room`` is what copies of the images may take, as on a GPU.
+    ``epochs=0`` builds everything and trains nothing. ``lr_at`` is for rates that no schedule gives. As on a GPU,
+    ``ahead`` puts an epoch's images in order at once, and ``warm_up`` comes before the first step. With ``save_in``
+    every save is a checkpoint there; a SIGTERM comes during step ``stop_after_steps``.
     """
-    stores = [
-        ImageStore(images, labels, runtime.device, resident_bytes)
-        for images, labels in ((data.train_images, data.train_labels), (data.test_images, data.test_labels))
-    ]
-    stores[0].room = stores[0].room or room
-    normalisation = {"mean": 0.1307, "std": 0.3081}
-    torch.manual_seed(derive_seed(seed, "weights"))
-    model = build_model(network, dropout).to(runtime.device, memory_format=torch.channels_last)
-    chosen = build_optimizer(
-        optimizer, model.parameters(), lr=lr_at(0), momentum=momentum, nesterov=nesterov, weight_decay=weight_decay
-    )
-    unprepared = chosen
-    prepared, chosen = prepare(runtime, model, chosen)
-    average = WeightAverage(model, ema) if ema else None
-    position = Position()
+    keys = {"graph": "off", "epochs": epochs or 1} | keys
+    assert keys.keys() <= {known.name for owner in (Recipe, RunOptions) for known in fields(owner)}, keys
+    trainer = Trainer.build(cli.apply(TINY, keys, Recipe), cli.apply(RunOptions(), keys, RunOptions), runtime, data)
+    trainer.test_batches.batch_size = 50
+    fitted = Fitted(trainer)
+    if ahead:
+        batches = trainer.train_batches
+        batches.orders_ahead, batches.normalises_ahead = True, not any(vars(batches.augmentation).values())
+    if warm_up:
+        trainer.runtime = AsOnAGpu(**vars(runtime))
+    if lr_at:
+        trainer.lr_at = lr_at
     if resumed:
-        restore(resumed.tensors, model, unprepared, average)
-        facts = resumed.facts
-        history = [EpochStats(**stats) for stats in facts.history]
-        position = Position(facts.epoch, facts.step, facts.loss_sum, facts.images, facts.seconds, history)
-        if average:
-            average.steps = facts.average_steps
-    test_batches = TestBatches(stores[1], batch_size=50, **normalisation)
-    fitted = Fitted(model, test_batches, position, list(position.history))
+        trainer.go_on_from(resumed)
+    if not epochs:
+        trainer.position.epoch = 1
+
+    def build(*parts: Any) -> Stepper:
+        fitted.stepper = build_stepper(*parts)
+        return fitted.stepper
 
     def on_step(info: StepInfo) -> None:
         fitted.steps.append(info)
         if keep_states:
-            fitted.states.append({name: value.clone() for name, value in model.state_dict().items()})
+            fitted.states.append({name: value.clone() for name, value in trainer.model.state_dict().items()})
 
     def on_save(position: Position) -> None:
-        if save_in is None:
-            return
-        where = {name: value for name, value in vars(position).items() if name != "history"}
-        facts = CheckpointMeta(
-            recipe={},
-            dataset=data.checksum,
-            world_size=runtime.world_size,
-            history=[asdict(stats) for stats in position.history],
-            average_steps=average.steps if average else 0,
-            **where,
-        )
-        name = f"{position.epoch}-{position.step}.safetensors"
-        write_checkpoint(save_in, name, snapshot(model, unprepared, average), facts)
+        if save_in:
+            write_checkpoint(save_in, f"{position.epoch}-{position.step}.safetensors", *trainer.checkpoint())
 
     def stop_signal() -> int:
         return signal.SIGTERM if len(fitted.steps) + 1 == stop_after_steps else 0
 
+    trainer.build_stepper = build if build_stepper else None
     try:
-        train(
-            prepared,
-            chosen,
-            TrainBatches(stores[0], batch_size=batch_size, seed=seed, augmentation=augmentation, **normalisation),
-            fitted.test_batches,
-            build_objective(loss, label_smoothing, 3),
-            runtime.accelerator,
-            epochs=epochs,
-            lr_at=lr_at,
-            seed=seed,
-            clip_norm=clip_norm,
-            average=average,
-            dry_run=dry_run,
-            position=position,
-            save_every=save_every,
-            warm_up=warm_up,
-            on_warm_up=lambda seconds: setattr(fitted, "warmup_seconds", seconds),
-            stop_signal=stop or stop_signal,
-            on_save=on_save,
-            on_step=on_step,
-            on_epoch=fitted.history.append,
-            build_stepper=build_stepper,
+        trainer.run(
+            TrainerCallbacks(
+                on_warm_up=lambda seconds: setattr(fitted, "warmup_seconds", seconds),
+                on_step=on_step,
+                on_save=on_save,
+                stop_signal=stop or stop_signal,
+            )
         )
     except catch as error:
         fitted.error = error

@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import launch
-from mnist_accel import cli, errors
+from mnist_accel import errors
 from mnist_accel.data import mnist, synthetic
 from mnist_accel.runs import run
 

@@ -60,7 +60,7 @@ def hold_there() -> None:
 
 if __name__ == "__main__":
     import launch
-    from mnist_accel import cli, errors
+    from mnist_accel import errors
 
     hold_there()
     launch.__file__ = __file__  # processes=N starts this script again

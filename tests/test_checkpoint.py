@@ -18,7 +18,6 @@ from conftest import Fitted
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from mnist_accel.data.batches import Augmentation
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.errors import Interrupted
 from mnist_accel.machine.runtime import Runtime
@@ -28,28 +27,25 @@ from mnist_accel.runs.checkpoint import (
     Checkpoint,
     CheckpointMeta,
     DamagedCheckpoint,
-    capture,
     digest,
     newest_intact,
     read_checkpoint,
     restore,
+    snapshot,
     write_checkpoint,
 )
 from mnist_accel.runs.interrupt import watch_for_signals
 from mnist_accel.training import loop
 from mnist_accel.training.optim import WeightAverage, build_optimizer
+from mnist_accel.training.state import EpochStats, Position
 
 Fit = Callable[..., Fitted]
-FACTS = CheckpointMeta(
+STATS = EpochStats(1, 8, 800, 0.1, 2 / 3, 1 / 3, 50.0, 100, 200, None, 1.0, 0.5)
+META = CheckpointMeta(
     recipe={"lr": 0.1, "name": "é", "claims": []},
     dataset="ab" * 32,
     world_size=2,
-    epoch=1,
-    step=7,
-    loss_sum=0.1 + 0.2,
-    images=700,
-    seconds=1.5,
-    history=[{"epoch": 1, "test_loss": 1 / 3}],
+    position=Position(epoch=1, step=7, loss_sum=0.1 + 0.2, images=700, seconds=1.5, history=[STATS]),
     average_steps=17,
     scaler=torch.amp.GradScaler("cpu").state_dict(),
 )
@@ -81,12 +77,12 @@ def trained(seed: int, steps: int) -> tuple[nn.Module, torch.optim.Optimizer, We
 
 @pytest.fixture(scope="module")
 def tensors() -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in capture(*trained(0, 3)).items()}
+    return {name: tensor.clone() for name, tensor in snapshot(*trained(0, 3)).items()}
 
 
 @pytest.fixture
 def written(tmp_path: Path, tensors: dict[str, Tensor]) -> Path:
-    return write_checkpoint(tmp_path / "checkpoints", "step-1.safetensors", tensors, FACTS)
+    return write_checkpoint(tmp_path / "checkpoints", "step-1.safetensors", tensors, META)
 
 
 def same_tensors(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -98,7 +94,7 @@ def same_tensors(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def same_content(one: Checkpoint, other: Checkpoint) -> bool:
-    return one.facts == other.facts and same_tensors(one.tensors, other.tensors)
+    return one.meta == other.meta and same_tensors(one.tensors, other.tensors)
 
 
 # There and back
@@ -108,12 +104,8 @@ def test_what_is_written_is_read_back_bit_for_bit_with_its_strides(written: Path
     read = read_checkpoint(written)
     assert same_tensors(read.tensors, tensors)
     assert not all(tensor.is_contiguous() for tensor in read.tensors.values())  # channels-last is among them
-    assert replace_strides(read.facts) == FACTS
+    assert replace(read.meta, strides={}) == META
     assert names(written.parent) == ["step-1.safetensors"]
-
-
-def replace_strides(facts: CheckpointMeta) -> CheckpointMeta:
-    return replace(facts, strides={})
 
 
 def test_a_freshly_built_training_takes_over_every_tensor(written: Path) -> None:
@@ -168,16 +160,16 @@ def test_every_flipped_bit_and_every_lost_byte_is_noticed(written: Path) -> None
 def test_the_checksum_covers_names_types_and_shapes_and_not_the_values_alone() -> None:
     """All of these have the same bytes: a header may be damaged, or rewritten, where a value is not."""
     values = torch.arange(6, dtype=torch.int32)
-    good = digest("facts", {"a": values, "b": values})
+    good = digest("meta", {"a": values, "b": values})
     others = [
-        digest("fact", {"a": values, "b": values}),
-        digest("facts", {"a": values, "c": values}),
-        digest("facts", {"a": values, "b": values.view(torch.float32)}),
-        digest("facts", {"a": values, "b": values.view(2, 3)}),
-        digest("facts", {"a": values.repeat(2)}),
+        digest("met", {"a": values, "b": values}),
+        digest("meta", {"a": values, "c": values}),
+        digest("meta", {"a": values, "b": values.view(torch.float32)}),
+        digest("meta", {"a": values, "b": values.view(2, 3)}),
+        digest("meta", {"a": values.repeat(2)}),
     ]
     assert len({good, *others}) == 6
-    assert digest("facts", {"b": values, "a": values}) == good
+    assert digest("meta", {"b": values, "a": values}) == good
 
 
 def test_a_block_of_zeros_where_data_should_be_is_noticed(written: Path) -> None:
@@ -206,12 +198,12 @@ class WritesMarker:
 
 def signed(tensors: dict[str, Tensor], text: str) -> bytes:
     """A file whose SHA-256 is right: it guards against accidents, not against malice."""
-    return save(tensors, metadata={"facts": text, "sha256": digest(text, tensors)})
+    return save(tensors, metadata={"meta": text, "sha256": digest(text, tensors)})
 
 
-def with_facts(**changed: Any) -> bytes:
+def with_meta(**changed: Any) -> bytes:
     tensors = {"model.a": torch.arange(6.0).reshape(2, 3)}
-    return signed(tensors, json.dumps(asdict(FACTS) | {"strides": {"model.a": [3, 1]}} | changed))
+    return signed(tensors, json.dumps(asdict(META) | {"strides": {"model.a": [3, 1]}} | changed))
 
 
 def with_header(text: bytes, length: int | None = None) -> bytes:
@@ -235,22 +227,22 @@ HOSTILE: dict[str, Callable[[Path], bytes]] = {
     "JSON without metadata": lambda marker: with_header(b"{}"),
     "metadata that is no mapping": lambda marker: with_header(b'{"__metadata__": 3}'),
     "JSON nested without end": lambda marker: with_header(b"[" * 100_000),
-    "no facts": lambda marker: save({"a": torch.zeros(1)}, metadata={"sha256": "0" * 64}),
-    "facts that are no JSON": lambda marker: signed({}, "{"),
-    "facts that are a list": lambda marker: signed({}, "[]"),
-    "a negative step": lambda marker: with_facts(step=-1),
-    "a step of text": lambda marker: with_facts(step="three"),
-    "a key too many": lambda marker: with_facts(code="import os"),
+    "no meta": lambda marker: save({"a": torch.zeros(1)}, metadata={"sha256": "0" * 64}),
+    "meta that is no JSON": lambda marker: signed({}, "{"),
+    "meta that is a list": lambda marker: signed({}, "[]"),
+    "fewer than no processes": lambda marker: with_meta(world_size=-1),
+    "a step of text": lambda marker: with_meta(position=asdict(META.position) | {"step": "three"}),
+    "a key too many": lambda marker: with_meta(code="import os"),
     "a key too few": lambda marker: signed({}, "{}"),
-    "no number": lambda marker: with_facts(loss_sum=float("nan")),
-    "strides beyond the block": lambda marker: with_facts(strides={"model.a": [300_000_000, 1]}),
-    "strides that overlap": lambda marker: with_facts(strides={"model.a": [1, 1]}),
-    "strides of zero": lambda marker: with_facts(strides={"model.a": [0, 0]}),
-    "negative strides": lambda marker: with_facts(strides={"model.a": [-3, 1]}),
-    "strides beyond 64 bits": lambda marker: with_facts(strides={"model.a": [2**70, 1]}),
-    "too few strides": lambda marker: with_facts(strides={"model.a": [1]}),
-    "no strides": lambda marker: with_facts(strides={}),
-    "strides of text": lambda marker: with_facts(strides={"model.a": "31"}),
+    "no number": lambda marker: with_meta(position=asdict(META.position) | {"loss_sum": float("nan")}),
+    "strides beyond the block": lambda marker: with_meta(strides={"model.a": [300_000_000, 1]}),
+    "strides that overlap": lambda marker: with_meta(strides={"model.a": [1, 1]}),
+    "strides of zero": lambda marker: with_meta(strides={"model.a": [0, 0]}),
+    "negative strides": lambda marker: with_meta(strides={"model.a": [-3, 1]}),
+    "strides beyond 64 bits": lambda marker: with_meta(strides={"model.a": [2**70, 1]}),
+    "too few strides": lambda marker: with_meta(strides={"model.a": [1]}),
+    "no strides": lambda marker: with_meta(strides={}),
+    "strides of text": lambda marker: with_meta(strides={"model.a": "31"}),
 }
 
 
@@ -267,9 +259,9 @@ def test_a_hostile_file_is_refused_and_runs_nothing(kind: str, tmp_path: Path) -
 
 def test_the_hostile_files_differ_from_a_good_one_in_one_thing_only(tmp_path: Path) -> None:
     path = tmp_path / "step-1.safetensors"
-    path.write_bytes(with_facts())
+    path.write_bytes(with_meta())
     assert read_checkpoint(path).tensors["model.a"].tolist() == [[0, 1, 2], [3, 4, 5]]
-    path.write_bytes(with_facts(strides={"model.a": [1, 2]}))
+    path.write_bytes(with_meta(strides={"model.a": [1, 2]}))
     read = read_checkpoint(path).tensors["model.a"]
     assert read.tolist() == [[0, 1, 2], [3, 4, 5]] and read.stride() == (1, 2)
 
@@ -295,7 +287,7 @@ def test_what_is_no_file_is_damaged_as_well(tmp_path: Path) -> None:
 
 def test_the_newest_intact_one_is_found_and_the_damaged_newer_one_is_named(tmp_path: Path) -> None:
     few = {"model.a": torch.zeros(3)}
-    paths = [write_checkpoint(tmp_path, f"step-00{step}.safetensors", few, FACTS) for step in (8, 9)]
+    paths = [write_checkpoint(tmp_path, f"step-00{step}.safetensors", few, META) for step in (8, 9)]
     assert newest_intact(tmp_path)[0].path == paths[1]
     paths[1].write_bytes(paths[1].read_bytes()[:-1])
     found, complaints = newest_intact(tmp_path)
@@ -318,9 +310,9 @@ def test_older_ones_go_only_after_the_new_one_is_on_the_disk(tmp_path: Path, mon
         synced.append(names(tmp_path))
 
     for step in (1, 2):
-        write_checkpoint(tmp_path, f"step-{step}.safetensors", few, FACTS)
+        write_checkpoint(tmp_path, f"step-{step}.safetensors", few, META)
     monkeypatch.setattr(os, "fsync", spy)
-    write_checkpoint(tmp_path, "step-3.safetensors", few, FACTS)
+    write_checkpoint(tmp_path, "step-3.safetensors", few, META)
     file, folder = synced
     assert {"step-1.safetensors", "step-2.safetensors"} < set(file) and "step-3.safetensors" not in file
     assert folder == ["step-1.safetensors", "step-2.safetensors", "step-3.safetensors"]
@@ -330,7 +322,7 @@ def test_older_ones_go_only_after_the_new_one_is_on_the_disk(tmp_path: Path, mon
 def test_a_new_one_keeps_its_place_below_newer_ones_that_a_resume_passed_over(tmp_path: Path) -> None:
     for step in (7, 8, 9):
         (tmp_path / f"step-{step}.safetensors").write_bytes(b"damaged")
-    write_checkpoint(tmp_path, "step-6.safetensors", {}, FACTS)
+    write_checkpoint(tmp_path, "step-6.safetensors", {}, META)
     found, complaints = newest_intact(tmp_path)
     assert found is not None and found.path.name == "step-6.safetensors" and len(complaints) == 3
 
@@ -338,7 +330,7 @@ def test_a_new_one_keeps_its_place_below_newer_ones_that_a_resume_passed_over(tm
 def test_what_a_kill_left_half_written_is_no_checkpoint_and_goes_with_the_next(tmp_path: Path) -> None:
     (tmp_path / ".step-5.safetensors.4711").write_bytes(b"half")
     assert newest_intact(tmp_path) == (None, [])
-    write_checkpoint(tmp_path, "step-6.safetensors", {}, FACTS)
+    write_checkpoint(tmp_path, "step-6.safetensors", {}, META)
     assert names(tmp_path) == ["step-6.safetensors"]
 
 
@@ -348,7 +340,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_and_nothing_half_written(
 ) -> None:
     few = {"model.a": torch.zeros(3)}
     for step in (1, 2):
-        write_checkpoint(tmp_path, f"step-{step}.safetensors", few, FACTS)
+        write_checkpoint(tmp_path, f"step-{step}.safetensors", few, META)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def full(*arguments: object, **more: object) -> None:
@@ -358,7 +350,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_and_nothing_half_written(
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, full)
         with pytest.raises(OSError, match="No space left"):
-            write_checkpoint(tmp_path, "step-3.safetensors", few, FACTS)
+            write_checkpoint(tmp_path, "step-3.safetensors", few, META)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -385,7 +377,10 @@ def test_a_run_interrupted_in_the_middle_of_an_epoch_goes_on_bit_for_bit(
         "label_smoothing": 0.1,
         "clip_norm": 1.0,
         "ema": 0.7,
-        "augmentation": Augmentation(rotation=10, translation=0.1, scale=0.1, shear=5),
+        "rotation": 10,
+        "translation": 0.1,
+        "scale": 0.1,
+        "shear": 5,
     }
     whole = fit(make_runtime(), tiny, **regime)
     stopped, losses = None, []
@@ -403,7 +398,7 @@ def test_a_run_interrupted_in_the_middle_of_an_epoch_goes_on_bit_for_bit(
         losses += part.losses
         stopped, complaints = newest_intact(tmp_path)
         assert stopped is not None and complaints == []
-        assert (stopped.facts.epoch, stopped.facts.step) == place
+        assert (stopped.meta.position.epoch, stopped.meta.position.step) == place
         torch.manual_seed(99)  # no random state is relied on
     rest = fit(make_runtime(), tiny, **regime, resumed=stopped)
     assert losses + rest.losses == whole.losses
@@ -422,28 +417,28 @@ def test_a_signal_during_an_evaluation_stops_at_the_next_step(
         os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(*arguments)
 
-    monkeypatch.setattr(engine, "evaluate", interrupted)
+    monkeypatch.setattr(loop, "evaluate", interrupted)
     with watch_for_signals() as stop:
         fitted = fit(runtime, tiny, epochs=3, save_in=tmp_path, stop=lambda: stop.signal_number, catch=Interrupted)
     assert isinstance(fitted.error, Interrupted) and fitted.error.exit_code == 143
     assert (len(fitted.history), len(fitted.steps)) == (1, 7)
     saved, _ = newest_intact(tmp_path)
-    assert saved is not None and (saved.facts.epoch, saved.facts.step) == (1, 1)
+    assert saved is not None and (saved.meta.position.epoch, saved.meta.position.step) == (1, 1)
 
 
-@pytest.mark.parametrize("save_every", [0, 2])
+@pytest.mark.parametrize("checkpoint_every", [0, 2])
 def test_checkpoints_come_every_so_many_steps_and_at_each_epochs_end(
-    fit: Fit, runtime: Runtime, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_every: int
+    fit: Fit, runtime: Runtime, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint_every: int
 ) -> None:
     monkeypatch.setattr(module, "KEEP", 99)
-    fit(runtime, tiny, epochs=2, batch_size=200, save_every=save_every, save_in=tmp_path)
-    expected = ["0-3", "1-3"] if save_every == 0 else ["0-2", "0-3", "1-1", "1-3"]
+    fit(runtime, tiny, epochs=2, batch_size=200, checkpoint_every=checkpoint_every, save_in=tmp_path)
+    expected = ["0-3", "1-3"] if checkpoint_every == 0 else ["0-2", "0-3", "1-1", "1-3"]
     assert names(tmp_path) == [f"{place}.safetensors" for place in expected]
 
 
 def test_saving_changes_nothing_of_the_training(fit: Fit, runtime: Runtime, tiny: Dataset, tmp_path: Path) -> None:
     plain = fit(runtime, tiny, epochs=2, ema=0.5)
-    saved = fit(runtime, tiny, epochs=2, ema=0.5, save_every=1, save_in=tmp_path)
+    saved = fit(runtime, tiny, epochs=2, ema=0.5, checkpoint_every=1, save_in=tmp_path)
     assert saved.losses == plain.losses and without_seconds(saved) == without_seconds(plain)
 
 
@@ -452,19 +447,19 @@ def test_a_run_killed_before_the_score_of_its_last_epoch_is_scored_from_the_chec
 ) -> None:
     whole = fit(make_runtime(), tiny, ema=0.7, save_in=tmp_path)
     saved, _ = newest_intact(tmp_path)
-    assert saved is not None and (saved.facts.epoch, saved.facts.step) == (0, 6)
+    assert saved is not None and (saved.meta.position.epoch, saved.meta.position.step) == (0, 6)
     again = fit(make_runtime(), tiny, ema=0.7, resumed=saved)
     assert again.losses == [] and without_seconds(again) == without_seconds(whole)
 
 
 def test_fp16_scaling_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
     """It counts in integers, and refuses others."""
-    written = write_checkpoint(tmp_path, "x.safetensors", {}, replace(FACTS, strides={}))
+    written = write_checkpoint(tmp_path, "x.safetensors", {}, replace(META, strides={}))
     scaler = torch.amp.GradScaler("cpu")
-    scaler.load_state_dict(read_checkpoint(written).facts.scaler)
+    scaler.load_state_dict(read_checkpoint(written).meta.scaler)
     weight = torch.ones(2, requires_grad=True)
     optimizer = torch.optim.SGD([weight], lr=0.1)
     scaler.scale(weight.sum()).backward()
     scaler.step(optimizer)
     scaler.update()
-    assert scaler.state_dict() == FACTS.scaler | {"_growth_tracker": 1}
+    assert scaler.state_dict() == META.scaler | {"_growth_tracker": 1}

@@ -6,13 +6,14 @@ On a CPU, where the step runs as it is, and recorded and replayed, which stands 
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from conftest import Fitted
+from conftest import AsOnAGpu, Fitted
 from recorded_step import RecordedStep
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,21 +21,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import mnist_accel.runs.run
 import mnist_accel.runs.trainer
 from mnist_accel.cli import parse
-from mnist_accel.data.batches import Augmentation, ImageStore, Selection
+from mnist_accel.data.batches import ImageStore, Selection
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.errors import Interrupted, TrainingFailed
 from mnist_accel.machine.runtime import Runtime
+from mnist_accel.recipe import Recipe, RunOptions
 from mnist_accel.runs.checkpoint import Checkpoint, newest_intact
+from mnist_accel.runs.trainer import Trainer
 from mnist_accel.runs.watcher import Watcher
-from mnist_accel.training.eager_step import EagerStep
+from mnist_accel.training.eager_step import EagerStep, backward
 from mnist_accel.training.graph_step import READ_EVERY, GraphStep, can_capture
-from mnist_accel.training.state import Position, backward, undone
+from mnist_accel.training.state import BadLoss
+from mnist_accel.training.warm_up import undone
 from recipes import load, names
 
 Fit = Callable[..., Fitted]
 MakeRuntime = Callable[..., Runtime]
-WARPED = Augmentation(rotation=10, translation=0.1, scale=0.1, shear=5)
-ALL_AT_ONCE: dict[str, Any] = {
+WARPED = {"rotation": 10, "translation": 0.1, "scale": 0.1, "shear": 5}
+ALL_AT_ONCE: dict[str, Any] = WARPED | {
     "epochs": 2,
     "batch_size": 130,  # the last batch of an epoch has 80 images
     "lr_at": lambda step: 0.02 / (step + 1),
@@ -42,33 +46,17 @@ ALL_AT_ONCE: dict[str, Any] = {
     "label_smoothing": 0.1,
     "clip_norm": 1.0,
     "ema": 0.7,
-    "augmentation": WARPED,
 }
 REGIMES: dict[str, dict[str, Any]] = {
     "sgd": ALL_AT_ONCE | {"optimizer": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 1e-3},
     "plain sgd": {"optimizer": "sgd", "epochs": 2},
     "adam": ALL_AT_ONCE | {"optimizer": "adam", "weight_decay": 1e-3},
     "adamw": ALL_AT_ONCE | {"optimizer": "adamw", "weight_decay": 0.01},
-    "binary": {"network": "is3", "loss": "binary", "dropout": 0.2, "ema": 0.9, "epochs": 2},
-    "channel dropout": {"network": "onepoch", "dropout": 0.2, "augmentation": WARPED},
+    "binary": {"model": "is3", "loss": "binary", "dropout": 0.2, "ema": 0.9, "epochs": 2},
+    "channel dropout": WARPED | {"model": "onepoch", "dropout": 0.2},
 }
 WAYS = pytest.mark.parametrize("way", [GraphStep, RecordedStep])
 Way = type[GraphStep]
-
-
-class Built:
-    """Builds steppers of one kind and keeps the last, for a look at what it worked on."""
-
-    def __init__(self, way: type[EagerStep] | Way, **how: Any):
-        self.way, self.how = way, how
-
-    def __call__(self, *args: Any) -> Any:
-        self.stepper = self.way(*args, **self.how)
-        return self.stepper
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything that training goes on from."""
-        return capture(self.stepper.model, self.stepper.optimizer, self.stepper.average)
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -80,20 +68,15 @@ def but_statistics(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if "running" not in name and "num_batches" not in name}
 
 
-def trained(fit: Fit, way: type[EagerStep] | Way, *args: Any, **how: Any) -> tuple[Fitted, Built]:
-    built = Built(way)
-    return fit(*args, build_stepper=built, **how), built
-
-
 # The same training
 
 
 @WAYS
 @pytest.mark.parametrize("regime", REGIMES)
 def test_nothing_that_is_learned_differs(fit: Fit, runtime: Runtime, tiny: Dataset, regime: str, way: Way) -> None:
-    ordinary, by_steps = trained(fit, EagerStep, runtime, tiny, **REGIMES[regime])
-    unseen, unlooked = trained(fit, way, runtime, tiny, **REGIMES[regime])
-    assert same(by_steps.tensors(), unlooked.tensors())
+    ordinary = fit(runtime, tiny, **REGIMES[regime])
+    unseen = fit(runtime, tiny, build_stepper=way, **REGIMES[regime])
+    assert same(ordinary.tensors, unseen.tensors)
     for one, other in zip(ordinary.history, unseen.history, strict=True):
         assert one.train_loss == other.train_loss
         assert (one.test_loss, one.correct, one.images, one.lr) == (
@@ -104,20 +87,19 @@ def test_nothing_that_is_learned_differs(fit: Fit, runtime: Runtime, tiny: Datas
         )
     if way is RecordedStep:
         steps = sum(info.images == REGIMES[regime].get("batch_size", 100) for info in unseen.steps)
-        assert unlooked.stepper.replays == steps > 0
+        assert unseen.stepper.replays == steps > 0
 
 
 @WAYS
 def test_in_bf16_as_well(fit: Fit, make_runtime: MakeRuntime, tiny: Dataset, way: Way) -> None:
-    _, by_steps = trained(fit, EagerStep, make_runtime("bf16"), tiny, **REGIMES["adamw"])
-    _, unlooked = trained(fit, way, make_runtime("bf16"), tiny, **REGIMES["adamw"])
-    assert same(by_steps.tensors(), unlooked.tensors())
+    ordinary = fit(make_runtime("bf16"), tiny, **REGIMES["adamw"])
+    unseen = fit(make_runtime("bf16"), tiny, build_stepper=way, **REGIMES["adamw"])
+    assert same(ordinary.tensors, unseen.tensors)
 
 
 def test_a_step_asks_the_device_nothing(fit: Fit, runtime: Runtime, tiny: Dataset) -> None:
     for regime in REGIMES.values():
-        _, built = trained(fit, RecordedStep, runtime, tiny, **regime)
-        called = built.stepper.recording.names
+        called = fit(runtime, tiny, build_stepper=RecordedStep, **regime).stepper.recording.names
         assert {"_amp_foreach_non_finite_check_and_unscale_", "convolution_backward"} <= called
         assert not called & {"_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal", "masked_select"}
 
@@ -157,13 +139,13 @@ def test_there_is_a_bound_for_every_recipe() -> None:
     assert AT_MOST.keys() == set(names())
 
 
-class CountedEachStep(EagerStep):
+class CountedEagerStep(EagerStep):
     def step(self, *args: Any) -> Any:
         with Counting() as self.counting:
             return super().step(*args)
 
 
-class CountedDeviceStep(GraphStep):
+class CountedGraphStep(GraphStep):
     def body(self, chosen: Selection) -> Tensor:
         with Counting() as self.counting:
             return super().body(chosen)
@@ -171,14 +153,12 @@ class CountedDeviceStep(GraphStep):
 
 @pytest.mark.parametrize("name", AT_MOST)
 def test_a_step_takes_no_more_kernels_than_it_did(fit: Fit, runtime: Runtime, tiny: Dataset, name: str) -> None:
-    recipe = load(name)
-    keys = ("dropout", "loss", "label_smoothing", "optimizer", "momentum", "nesterov", "weight_decay", "ema")
-    how: dict[str, Any] = {key: getattr(recipe, key) for key in (*keys, "clip_norm")}
-    how["augmentation"] = Augmentation(recipe.rotation, recipe.translation, recipe.scale, recipe.shear)
+    keys = {
+        key: value for key, value in vars(load(name)).items() if key not in ("epochs", "batch_size", "lr", "schedule")
+    }
     counted = []
-    for way in (CountedEachStep, CountedDeviceStep):
-        _, built = trained(fit, way, runtime, tiny, network=name, room=2**30, **how)
-        counted.append(built.stepper.counting.kernels)
+    for way in (CountedEagerStep, CountedGraphStep):
+        counted.append(fit(runtime, tiny, build_stepper=way, ahead=True, **keys).stepper.counting.kernels)
     assert all(kernels <= bound for kernels, bound in zip(counted, AT_MOST[name], strict=True)), counted
 
 
@@ -188,11 +168,9 @@ def test_images_put_in_order_ahead_are_the_same(
     fit: Fit, runtime: Runtime, tiny: Dataset, regime: str, way: Way
 ) -> None:
     """As on a GPU with room for copies, where a step's images are a slice, and often normalised already."""
-    _, by_steps = trained(fit, EagerStep, runtime, tiny, **REGIMES[regime])
-    _, unlooked = trained(fit, way, runtime, tiny, room=2**30, **REGIMES[regime])
-    batches = unlooked.stepper.batches
-    assert batches.orders_ahead and batches.normalises_ahead == ("augmentation" not in REGIMES[regime])
-    assert same(by_steps.tensors(), unlooked.tensors())
+    ordinary = fit(runtime, tiny, **REGIMES[regime])
+    ahead = fit(runtime, tiny, build_stepper=way, ahead=True, **REGIMES[regime])
+    assert same(ordinary.tensors, ahead.tensors)
 
 
 # Warming up before the clock
@@ -206,19 +184,19 @@ def test_warming_up_leaves_no_trace(
     def kept(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.clone() for name, tensor in tensors.items()}
 
-    cold, without = trained(fit, way, runtime, tiny, **REGIMES[regime])
-    warm, after = trained(fit, way, runtime, tiny, warm_up=True, **REGIMES[regime])
+    cold = fit(runtime, tiny, build_stepper=way, **REGIMES[regime])
+    warm = fit(runtime, tiny, build_stepper=way, warm_up=True, **REGIMES[regime])
     assert (cold.warmup_seconds, warm.warmup_seconds > 0) == (0, True)
-    assert same(without.tensors(), after.tensors()) and warm.losses == cold.losses
+    assert same(cold.tensors, warm.tensors) and warm.losses == cold.losses
     assert [stats.test_loss for stats in warm.history] == [stats.test_loss for stats in cold.history]
     # Again, now that there is momentum and an average: nothing that training goes on from may differ.
-    stepper, before = after.stepper, kept(after.tensors())
+    stepper, before = warm.stepper, kept(warm.tensors)
     steps, drawn = stepper.average and stepper.average.steps, torch.get_rng_state()
     with undone(stepper.model, stepper.optimizer, runtime.accelerator, stepper.average):
         stepper.model.train()
         stepper.warm_up(next(stepper.batches.selections(0)), 1)
-        assert way is not EagerStep or not same(before, after.tensors())  # the others' leaves no trace by itself
-    assert same(before, after.tensors())
+        assert way is not EagerStep or not same(before, warm.tensors)  # the others' leaves no trace by itself
+    assert same(before, warm.tensors)
     assert (stepper.average and stepper.average.steps) == steps
     assert torch.equal(torch.get_rng_state(), drawn)
     assert all(parameter.grad is None for parameter in stepper.model.parameters())
@@ -229,11 +207,11 @@ def test_warming_up_leaves_no_trace(
 def test_warming_up_before_the_first_step_makes_the_state_that_it_starts_from(
     fit: Fit, runtime: Runtime, tiny: Dataset, optimizer: str, way: Way
 ) -> None:
-    _, built = trained(fit, way, runtime, tiny, epochs=0, optimizer=optimizer, momentum=0.9)
-    stepper = built.stepper
+    fitted = fit(runtime, tiny, build_stepper=way, epochs=0, optimizer=optimizer, momentum=0.9)
+    stepper = fitted.stepper
     with undone(stepper.model, stepper.optimizer, runtime.accelerator, None):
         stepper.warm_up(next(stepper.batches.selections(0)), 1)
-    state = {name: tensor for name, tensor in built.tensors().items() if name.startswith("optimizer.")}
+    state = {name: tensor for name, tensor in fitted.tensors.items() if name.startswith("optimizer.")}
     assert state and not any(tensor.any() for tensor in state.values())
 
 
@@ -261,13 +239,13 @@ def test_a_loss_that_is_no_number_is_told_by_the_first_step_as_without_a_warm_up
     for way in (EagerStep, GraphStep, RecordedStep):
         handle = torch.nn.modules.module.register_module_forward_hook(poison)
         try:
-            failed, built = trained(fit, way, runtime, tiny, warm_up=True, ema=0.5, catch=TrainingFailed)
+            failed = fit(runtime, tiny, build_stepper=way, warm_up=True, ema=0.5, catch=TrainingFailed)
         finally:
             handle.remove()
-        _, clean = trained(fit, way, runtime, tiny, ema=0.5, epochs=0)
+        clean = fit(runtime, tiny, build_stepper=way, ema=0.5, epochs=0)
         assert "at epoch 1, step 1;" in str(failed.error) and "lr than 0.01" in str(failed.error)
-        learned = but_statistics(built.tensors())
-        assert all(torch.equal(tensor, learned[name]) for name, tensor in but_statistics(clean.tensors()).items())
+        learned = but_statistics(failed.tensors)
+        assert all(torch.equal(tensor, learned[name]) for name, tensor in but_statistics(clean.tensors).items())
 
 
 # What is told
@@ -295,11 +273,11 @@ def test_while_a_profiler_looks_every_step_runs_by_itself_and_is_read(
         asked.append(1)
         return 3 <= len(asked) <= 4
 
-    built = Built(RecordedStep, eager_now=eager_now)
-    fitted = fit(runtime, tiny, build_stepper=built, **REGIMES["adam"] | {"batch_size": 100})
-    each, by_steps = trained(fit, EagerStep, runtime, tiny, **REGIMES["adam"] | {"batch_size": 100})
-    assert len(asked) == 12 and built.stepper.replays == 10
-    assert same(by_steps.tensors(), built.tensors())
+    regime = REGIMES["adam"] | {"batch_size": 100}
+    fitted = fit(runtime, tiny, build_stepper=partial(RecordedStep, eager_now=eager_now), **regime)
+    each = fit(runtime, tiny, **regime)
+    assert len(asked) == 12 and fitted.stepper.replays == 10
+    assert same(each.tensors, fitted.tensors)
     assert fitted.losses[3] == pytest.approx(each.losses[3], rel=1e-6)
     assert fitted.losses[4] == fitted.losses[3]
 
@@ -310,14 +288,13 @@ def test_a_capture_that_fails_costs_one_line_and_not_the_run(fit: Fit, runtime: 
             raise RuntimeError("operation not permitted when stream is capturing\nCompile with TORCH_USE_CUDA_DSA")
 
     said: list[str] = []
-    built = Built(NoGraph, tell=said.append)
-    fit(runtime, tiny, build_stepper=built, **REGIMES["sgd"])
-    _, by_steps = trained(fit, EagerStep, runtime, tiny, **REGIMES["sgd"])
+    uncaptured = fit(runtime, tiny, build_stepper=partial(NoGraph, tell=said.append), **REGIMES["sgd"])
+    ordinary = fit(runtime, tiny, **REGIMES["sgd"])
     assert said == [
         "the training step could not be captured as one CUDA graph (operation not permitted when stream is capturing); "
         "it runs uncaptured"
     ]
-    assert same(by_steps.tensors(), built.tensors())
+    assert same(ordinary.tensors, uncaptured.tensors)
 
 
 @pytest.mark.parametrize("warm_up", [False, True])
@@ -330,7 +307,7 @@ def test_a_warm_up_without_enough_memory_is_no_failed_capture(
 
     said: list[str] = []
     with pytest.raises(torch.OutOfMemoryError):
-        fit(runtime, tiny, build_stepper=Built(NoMemory, tell=said.append), warm_up=warm_up)
+        fit(runtime, tiny, build_stepper=partial(NoMemory, tell=said.append), warm_up=warm_up)
     assert said == []
 
 
@@ -354,34 +331,32 @@ def test_a_bad_loss_stops_every_later_step(
         "lr_at": lambda step: 1e30 if step == too_far else 0.01,
         "catch": TrainingFailed,
     }
-    at_once, by_steps = trained(fit, EagerStep, runtime, tiny, **how)
-    late, unlooked = trained(fit, way, runtime, tiny, **how)
+    at_once = fit(runtime, tiny, **how)
+    late = fit(runtime, tiny, build_stepper=way, **how)
     assert str(late.error) == str(at_once.error) != "None"
     assert len(late.steps) >= len(at_once.steps)
     assert len(late.steps) > len(at_once.steps) or batch_size == 100
-    weights, learned = (but_statistics(built.tensors()) for built in (by_steps, unlooked))
+    weights, learned = (but_statistics(fitted.tensors) for fitted in (at_once, late))
     assert same(weights, learned)
     assert all(tensor.isfinite().all() for name, tensor in learned.items() if name.startswith(("model", "average")))
-    assert unlooked.stepper.average.steps == by_steps.stepper.average.steps
+    assert late.trainer.average.steps == at_once.trainer.average.steps
     for name in ("epoch", "step", "images"):
         assert getattr(late.position, name) == getattr(at_once.position, name), name
     assert [stats.correct for stats in late.history] == [stats.correct for stats in at_once.history]
 
 
 def test_the_first_bad_loss_is_the_one_that_is_told(fit: Fit, runtime: Runtime, tiny: Dataset) -> None:
-    _, built = trained(fit, GraphStep, runtime, tiny, epochs=0)
-    stepper = built.stepper
+    stepper = fit(runtime, tiny, build_stepper=GraphStep, epochs=0).stepper
     for loss, masked in ((1.5, 0), (2.5, 0), (math.inf, 1), (3.0, 1), (math.nan, 1)):
         value = torch.tensor(loss)
         stepper.mask_from(value)
         assert stepper.found_inf == masked
         assert value.item() == loss or math.isnan(loss)
         stepper.losses[len(stepper.unread)].copy_(value)
-        stepper.unread.append((10, 0.25))
-    position = Position(epoch=2, step=14, loss_sum=7.0, images=140)  # the fifth of these is under way
-    with pytest.raises(TrainingFailed, match=r"^loss is inf at epoch 3, step 13; .* than 0\.25,"):
-        stepper.read(position)
-    assert (position.step, position.images, position.loss_sum) == (12, 120, 7.0 + 1.5 + 2.5)
+        stepper.unread.append(10)
+    with pytest.raises(BadLoss) as bad:  # during the fifth step, which the loop has not counted yet
+        stepper.read(7.0)
+    assert (bad.value.loss, bad.value.loss_sum, bad.value.steps_back) == (math.inf, 7.0 + 1.5 + 2.5, 2)
 
 
 @WAYS
@@ -389,15 +364,16 @@ def test_a_bad_loss_at_the_very_first_step(fit: Fit, runtime: Runtime, tiny: Dat
     def poison(layer: torch.nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
         return output * math.inf
 
+    how: dict[str, Any] = {"build_stepper": way, "optimizer": "sgd", "momentum": 0.9, "ema": 0.5}
     handle = torch.nn.modules.module.register_module_forward_hook(poison)
     try:
-        failed, built = trained(fit, way, runtime, tiny, optimizer="sgd", momentum=0.9, ema=0.5, catch=TrainingFailed)
+        failed = fit(runtime, tiny, catch=TrainingFailed, **how)
     finally:
         handle.remove()
-    _, clean = trained(fit, way, runtime, tiny, optimizer="sgd", momentum=0.9, ema=0.5, epochs=0)
+    clean = fit(runtime, tiny, epochs=0, **how)
     assert "at epoch 1, step 1;" in str(failed.error)
     assert failed.steps == [] and (failed.position.step, failed.position.images) == (0, 0)
-    assert same(but_statistics(built.tensors()), but_statistics(clean.tensors()))
+    assert same(but_statistics(failed.tensors), but_statistics(clean.tensors))
 
 
 @WAYS
@@ -407,7 +383,7 @@ def test_no_checkpoint_and_no_score_comes_after_a_bad_loss(
     """The fourth step has no loss; a checkpoint is due after the fifth, and the next reading would be far away."""
     how: dict[str, Any] = {
         "batch_size": 10,
-        "save_every": 5,
+        "checkpoint_every": 5,
         "lr_at": lambda step: 1e30 if step == 7 else 0.01,
         "catch": TrainingFailed,
     }
@@ -417,7 +393,7 @@ def test_no_checkpoint_and_no_score_comes_after_a_bad_loss(
     found, complaints = newest_intact(tmp_path)
     assert found is not None and complaints == []
     assert all(tensor.isfinite().all() for tensor in found.tensors.values())
-    assert math.isfinite(found.facts.loss_sum) and failed.history == []
+    assert math.isfinite(found.meta.position.loss_sum) and failed.history == []
 
 
 # Going on
@@ -428,7 +404,7 @@ def interrupted(
 ) -> Checkpoint:
     fit(runtime, tiny, build_stepper=way, save_in=folder, stop_after_steps=8, catch=Interrupted, **how)
     found, _ = newest_intact(folder)
-    assert found is not None and (found.facts.epoch, found.facts.step) == (1, 3)
+    assert found is not None and (found.meta.position.epoch, found.meta.position.step) == (1, 3)
     return found
 
 
@@ -442,10 +418,10 @@ def test_interrupted_and_resumed_is_as_never_interrupted(
 ) -> None:
     """In the middle of the second epoch; also where the graph comes or goes with the interruption."""
     how = REGIMES[regime]
-    whole, uninterrupted = trained(fit, first, runtime, tiny, **how)
+    whole = fit(runtime, tiny, build_stepper=first, **how)
     checkpoint = interrupted(fit, runtime, tiny, tmp_path, first, how)
-    resumed, rest = trained(fit, second, runtime, tiny, resumed=checkpoint, **how)
-    assert same(uninterrupted.tensors(), rest.tensors())
+    resumed = fit(runtime, tiny, build_stepper=second, resumed=checkpoint, **how)
+    assert same(whole.tensors, resumed.tensors)
     assert [s.train_loss for s in resumed.history] == [s.train_loss for s in whole.history]
     assert [s.test_loss for s in resumed.history] == [s.test_loss for s in whole.history]
 
@@ -494,15 +470,18 @@ def test_the_seconds_of_warming_up_stand_beside_those_of_training(
     """Which happens by itself on a GPU only; a run that is made to do it here leaves the same weights."""
     make_runtime()
     monkeypatch.setattr(mnist_accel.runs.run, "load_dataset", lambda *asked: tiny)
-    usual = mnist_accel.runs.trainer.train
+    build = Trainer.build.__func__
     results, weights = [], []
-    for warm_up in (None, True):
-        folder = tmp_path / str(warm_up)
+    for kind in (Runtime, AsOnAGpu):
+
+        def build_as(cls: type, recipe: Recipe, options: RunOptions, runtime: Runtime, data: Dataset) -> Trainer:
+            trainer = build(cls, recipe, options, runtime, data)
+            trainer.runtime = kind(**vars(runtime))
+            return trainer
+
+        monkeypatch.setattr(Trainer, "build", classmethod(build_as))
+        folder = tmp_path / str(len(weights))
         typed = ["recipe=onepoch", "batch_size=100", "threads=1", "device=cpu", f"out={folder}"]
-        forced = {} if warm_up is None else {"warm_up": warm_up}
-        monkeypatch.setattr(
-            mnist_accel.runs.trainer, "train", lambda *args, forced=forced, **how: usual(*args, **how | forced)
-        )
         request = parse(typed, ["onepoch"], load)
         results.append(mnist_accel.runs.run.run(request, Watcher(), time.perf_counter())[0])
         weights.append((folder / "model.safetensors").read_bytes())

@@ -12,8 +12,7 @@ from conftest import Launch, Run
 import recipes
 from mnist_accel.console import report
 from mnist_accel.recipe import Claim
-from mnist_accel.runs.result import compare, compared, holds
-from mnist_accel.runs.result import ClaimResult, RunResult
+from mnist_accel.runs.result import ClaimResult, RunResult, compare, compared, holds
 from mnist_accel.training.state import EpochStats, Positive
 
 ESCAPE = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|\][^\x07]*\x07|.)")

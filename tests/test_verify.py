@@ -17,9 +17,8 @@ from mnist_accel.data.dataset import Dataset
 from mnist_accel.errors import UserError
 from mnist_accel.recipe import Claim, keys_of
 from mnist_accel.runs import run
-from mnist_accel.runs.result import compared_on_average
 from mnist_accel.runs.folder import RunFolder
-from mnist_accel.runs.result import ClaimResult
+from mnist_accel.runs.result import ClaimResult, compared_on_average
 from recipes import load
 
 SHORT = ("recipe=onepoch", "threads=1")  # 10 steps of tiny
