@@ -25,7 +25,6 @@ from mnist_accel.data.batches import ImageStore, Selection
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.errors import Interrupted, TrainingFailed
 from mnist_accel.machine.runtime import Runtime
-from mnist_accel.recipe import Recipe, RunOptions
 from mnist_accel.runs.checkpoint import Checkpoint, newest_intact
 from mnist_accel.runs.trainer import Trainer
 from mnist_accel.runs.watcher import Watcher
@@ -474,9 +473,9 @@ def test_the_seconds_of_warming_up_stand_beside_those_of_training(
     results, weights = [], []
     for kind in (Runtime, AsOnAGpu):
 
-        def build_as(cls: type, recipe: Recipe, options: RunOptions, runtime: Runtime, data: Dataset) -> Trainer:
-            trainer = build(cls, recipe, options, runtime, data)
-            trainer.runtime = kind(**vars(runtime))
+        def build_as(*parts: Any, kind: type[Runtime] = kind) -> Trainer:
+            trainer = build(*parts)
+            trainer.runtime = kind(**vars(trainer.runtime))
             return trainer
 
         monkeypatch.setattr(Trainer, "build", classmethod(build_as))

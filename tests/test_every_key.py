@@ -27,7 +27,7 @@ from mnist_accel.data.dataset import Dataset
 from mnist_accel.errors import Interrupted, UserError
 from mnist_accel.machine import job, runtime
 from mnist_accel.recipe import Recipe, RunOptions, keys_of
-from mnist_accel.runs import run
+from mnist_accel.runs import run, trainer
 from mnist_accel.runs.folder import RunFolder
 from mnist_accel.runs.watcher import Watcher
 from mnist_accel.training.exchange import Patience
@@ -229,7 +229,7 @@ def test_timeout_is_how_long_processes_wait_for_each_other(
 ) -> None:
     waits: list[float] = []
     monkeypatch.setattr(runtime, "start_process_group", lambda device, timeout: waits.append(timeout.total_seconds()))
-    monkeypatch.setattr(fit, "Patience", lambda seconds, *more: waits.append(seconds) or Patience(seconds, *more))
+    monkeypatch.setattr(trainer, "Patience", lambda seconds, *more: waits.append(seconds) or Patience(seconds, *more))
     run_here(*typed(TEN | PLAIN), "dry_run=true", *typed_here)
     assert waits == [seconds, seconds]
 
@@ -237,8 +237,10 @@ def test_timeout_is_how_long_processes_wait_for_each_other(
 @pytest.mark.parametrize("graph", ["auto", "off"])
 def test_a_step_is_captured_unless_graph_is_off(graph: str, run_here: RunHere, monkeypatch: pytest.MonkeyPatch) -> None:
     built = []
-    monkeypatch.setattr(fit, "can_capture", lambda *facts: True)  # as on a GPU
-    monkeypatch.setattr(fit, "GraphStep", lambda *facts, **how: built.append(RecordedStep(*facts, **how)) or built[-1])
+    monkeypatch.setattr(trainer, "can_capture", lambda *facts: True)  # as on a GPU
+    monkeypatch.setattr(
+        trainer, "GraphStep", lambda *facts, **how: built.append(RecordedStep(*facts, **how)) or built[-1]
+    )
     run_here(*typed(TEN | PLAIN), f"graph={graph}")
     assert [step.replays > 0 for step in built] == ([True] if graph == "auto" else [])
 

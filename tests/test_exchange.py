@@ -108,11 +108,13 @@ RANKS = """
 import json, signal, sys, time
 import torch
 from torch import nn
-from mnist_accel import cli, exchange
-from mnist_accel.exchange import Exchange, Patience
-from mnist_accel.interrupt import naming_lost_peers
-from mnist_accel.job import spawn
-from mnist_accel.machine.runtime import has_to_spawn, wait_for_ranks, prepare, start_runtime
+from mnist_accel import errors
+from mnist_accel.machine.job import spawn, wait_for_ranks
+from mnist_accel.machine.launcher import has_to_spawn
+from mnist_accel.machine.runtime import prepare, start_runtime
+from mnist_accel.runs.interrupt import naming_lost_peers
+from mnist_accel.training import exchange
+from mnist_accel.training.exchange import Exchange, Patience
 
 def main():
     if has_to_spawn(2):

@@ -241,7 +241,7 @@ def train(make_runtime: MakeRuntime, tiny: Dataset, tmp_path: Path, monkeypatch:
         assert (graphs.stepper.replay is not None) == graphs.captures
         checkpoint, _ = newest_intact(folder / "checkpoints")
         assert checkpoint is not None
-        assert (checkpoint.facts.epoch, 2 * checkpoint.facts.step) == (1, result.optimizer_steps)
+        assert (checkpoint.meta.position.epoch, 2 * checkpoint.meta.position.step) == (1, result.optimizer_steps)
         return result, checkpoint.tensors
 
     return train
@@ -397,7 +397,7 @@ def test_a_captured_run_is_resumed_in_the_middle_of_an_epoch_bit_for_bit(
     whole = fit(runtime, tiny, build_stepper=GraphStep, **how)
     fit(runtime, tiny, build_stepper=GraphStep, save_in=tmp_path, stop_after_steps=8, catch=Interrupted, **how)
     checkpoint, _ = newest_intact(tmp_path)
-    assert checkpoint is not None and (checkpoint.facts.epoch, checkpoint.facts.step) == (1, 2)
+    assert checkpoint is not None and (checkpoint.meta.position.epoch, checkpoint.meta.position.step) == (1, 2)
     resumed = fit(runtime, tiny, build_stepper=GraphStep, resumed=checkpoint, **how)
     assert different(whole.model.state_dict(), resumed.model.state_dict()) == []
     assert resumed.history[1].test_loss == whole.history[1].test_loss

@@ -218,7 +218,7 @@ def test_all_ranks_stop_at_one_step_save_and_go_on(
     assert ended == code and err.startswith(STOPPED.format(name)) and err.count("\n") == 1
     assert "Traceback" not in out
     assert result_of(job.folder)["status"] == "interrupted"
-    assert read_checkpoint(job.checkpoints[0]).facts.world_size == 2
+    assert read_checkpoint(job.checkpoints[0]).meta.world_size == 2
     lost_nothing(job, TWO)
     if to_the_end:
         goes_on_as_if_nothing_had_happened(a_run(run_launch, job.folder, *TWO, "resume=auto"), trained_by_two)
@@ -283,7 +283,7 @@ def test_a_rank_that_hangs_ends_the_job_after_the_timeout(begin: Begin) -> None:
     os.kill(job.rank(1), signal.SIGSTOP)
     code, _, _ = job.end(90)
     assert code != 0 and job.is_gone_within(15)
-    assert read_checkpoint(job.checkpoints[0]).facts.step >= 10
+    assert read_checkpoint(job.checkpoints[0]).meta.position.step >= 10
 
 
 # A lost process, and a job that heals itself

@@ -22,8 +22,8 @@ def a_job_of_two(run_launch: Launch, folder: Path, change: str, *words: str) -> 
     """Under torchrun; ``change`` is what the two ranks do before they start as usual."""
     script = folder / "rank.py"
     script.write_text(
-        f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport launch\nfrom mnist_accel import cli, engine, run\n"
-        f"RANK = int(os.environ['RANK'])\n{change}\ncli.exit_with_one_line(launch.main)\n"
+        f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport launch\nfrom mnist_accel import errors\n"
+        f"RANK = int(os.environ['RANK'])\n{change}\nerrors.exit_with_one_line(launch.main)\n"
     )
     ended = run_launch(*words, launcher=TORCHRUN, script=script)
     return ended.returncode, ended.stdout, ended.stderr
@@ -32,7 +32,7 @@ def a_job_of_two(run_launch: Launch, folder: Path, change: str, *words: str) -> 
 def test_ranks_that_hold_different_data_refuse_to_train(run_launch: Launch, tmp_path: Path) -> None:
     change = (
         "from dataclasses import replace\n"
-        "load = run.load_dataset\n"
+        "from mnist_accel.runs import run\nload = run.load_dataset\n"
         "run.load_dataset = lambda *words: replace(load(*words), checksum=f'0{RANK}' * 32)"
     )
     words = ("recipe=onepoch", "dataset=synthetic", "threads=1", "dry_run=true", f"out={tmp_path / 'run'}")
@@ -48,7 +48,7 @@ def test_ranks_that_find_different_checkpoints_refuse_to_go_on(
     """A folder each, as on machines that share none, with what two runs have left there."""
     other = Path(shutil.copytree(late_two, tmp_path / "other"))
     read = read_checkpoint(newest_first(other / "checkpoints")[0])
-    write_checkpoint(read.path.parent, read.path.name, read.tensors, replace(read.facts, seconds=1.0))
+    write_checkpoint(read.path.parent, read.path.name, read.tensors, replace(read.meta, average_steps=1))
     (tmp_path / "both").mkdir()
     change = f"sys.argv.append('out=' + ({str(late_two)!r}, {str(other)!r})[RANK])"
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json*")}
@@ -62,13 +62,14 @@ def test_every_rank_drops_out_at_places_of_its_own(run_launch: Launch, tmp_path:
     """Equal shares of a batch draw equally often: from one seed all ranks would end in one random state."""
     change = (
         "import hashlib, torch\n"
-        "step = engine.train_step\n"
+        "from mnist_accel.training.eager_step import EagerStep\n"
+        "step = EagerStep.step\n"
         "def watched(*arguments):\n"
         "    done = step(*arguments)\n"
         "    state = hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest()\n"
         f"    open({str(tmp_path)!r} + f'/state-{{RANK}}', 'w').write(state)\n"
         "    return done\n"
-        "engine.train_step = watched"
+        "EagerStep.step = watched"
     )
     words = ("recipe=compact13k", "batch_size=64", "dataset=synthetic", "threads=1", "dry_run=true")
     code, _, err = a_job_of_two(run_launch, tmp_path, change, *words, f"out={tmp_path / 'run'}")

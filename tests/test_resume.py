@@ -61,7 +61,7 @@ def test_ctrl_c_saves_says_so_in_one_line_and_ends_with_130(interrupted: Run) ->
     result = interrupted.result
     assert (result["status"], result["error"]) == ("interrupted", "stopped by SIGINT")
     newest = read_checkpoint(newest_first(interrupted.folder / "checkpoints")[0])
-    assert 60 + newest.facts.step == result["optimizer_steps"] >= 105
+    assert 60 + newest.meta.position.step == result["optimizer_steps"] >= 105
     assert newest.path.name == f"step-{result['optimizer_steps']:09}.safetensors"
     assert not (interrupted.folder / "model.safetensors").exists()
 
@@ -80,12 +80,14 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda facts: {"history": [{"epoch": 1}]}, "its history: "),
-        (lambda facts: {"history": [facts.history[0] | {"lr": "fast"}]}, "its history: "),
-        (lambda facts: {"history": [facts.history[0] | {"epoch": 2}]}, "its history is not that of 1 finished epochs"),
-        (lambda facts: {"history": []}, "its history is not that of 1 finished epochs"),
-        (lambda facts: {"epoch": 10**15}, f"its history is not that of {10**15} finished epochs"),
-        (lambda facts: {"images": 0}, "steps cannot have seen 0 images"),
+        (lambda at: {"history": [replace(at.history[0], lr="fast")]}, "position.history.0.lr "),
+        (lambda at: {"history": [replace(at.history[0], epoch=2)]}, "its history is not that of 1 finished epochs"),
+        (lambda at: {"history": []}, "its history is not that of 1 finished epochs"),
+        (lambda at: {"epoch": 10**15}, f"its history is not that of {10**15} finished epochs"),
+        (lambda at: {"images": 0}, "steps cannot have seen 0 images"),
+        (lambda at: {"step": -1}, "-1 steps cannot have seen"),
+        (lambda at: {"loss_sum": float("nan")}, "a loss of nan"),
+        (lambda at: {"seconds": -1.0}, "after -1.0 seconds"),
     ],
 )
 def test_a_signed_checkpoint_that_cannot_be_true_is_damaged_too(
@@ -93,7 +95,12 @@ def test_a_signed_checkpoint_that_cannot_be_true_is_damaged_too(
 ) -> None:
     newest, before = newest_first(copied / "checkpoints")
     read = read_checkpoint(newest)
-    write_checkpoint(newest.parent, newest.name, read.tensors, replace(read.facts, **damage(read.facts)))
+    write_checkpoint(
+        newest.parent,
+        newest.name,
+        read.tensors,
+        replace(read.meta, position=replace(read.meta.position, **damage(read.meta.position))),
+    )
     _, resumed = checked(*WORDS, f"out={copied}", "resume=auto")
     assert resumed is not None and resumed.checkpoint.path == before
     (complaint,) = resumed.complaints
@@ -172,7 +179,7 @@ def test_where_every_checkpoint_is_damaged_nothing_starts_from_the_beginning_una
 def test_a_checkpoint_of_other_data_is_refused(run_launch: Launch, copied: Path) -> None:
     for path in newest_first(copied / "checkpoints"):
         read = read_checkpoint(path)
-        write_checkpoint(path.parent, path.name, read.tensors, replace(read.facts, dataset="ab" * 32))
+        write_checkpoint(path.parent, path.name, read.tensors, replace(read.meta, dataset="ab" * 32))
     ended = a_run(run_launch, copied, *WORDS, "resume=auto")
     assert (ended.code, ended.out) == (2, "") and one_error_line(ended.err)
     assert "was trained on other data than this synthetic. " in ended.err
@@ -183,7 +190,7 @@ def test_a_checkpoint_of_an_older_network_is_refused(run_launch: Launch, copied:
     for path in newest_first(copied / "checkpoints"):
         read = read_checkpoint(path)
         tensors = {name: tensor for name, tensor in read.tensors.items() if not name.endswith(".bias")}
-        write_checkpoint(path.parent, path.name, tensors, read.facts)
+        write_checkpoint(path.parent, path.name, tensors, read.meta)
     ended = a_run(run_launch, copied, *WORDS, "resume=auto")
     assert (ended.code, ended.out) == (2, "") and one_error_line(ended.err)
     assert "does not fit the network as it is now. " in ended.err

@@ -218,6 +218,7 @@ def test_two_rank_zeros_are_refused_in_one_line(clean_environment: dict[str, str
         "sys.path.insert(0, sys.argv.pop(1))\n"
         "import launch\n"
         "from mnist_accel import errors\n"
+        "from mnist_accel.machine import runtime\n"
         "runtime.choose_device = lambda asked: 'cuda'\n"
         "runtime.refuse_too_few_gpus = lambda device, processes: None\n"
         "runtime.start_process_group = lambda device, timeout: None\n"

@@ -319,14 +319,15 @@ def test_the_share_is_measured_against_gradients_that_stay_where_they_are(
             import json, sys, torch
             from benchmarks.all_reduce import gradients_left_alone
             from mnist_accel import errors
-            from mnist_accel.exchange import Patience
-            from mnist_accel.job import spawn
-            from mnist_accel.machine.runtime import has_to_spawn, wait_for_ranks, prepare, start_runtime
+            from mnist_accel.machine.job import spawn, wait_for_ranks
+            from mnist_accel.machine.launcher import has_to_spawn
+            from mnist_accel.machine.runtime import prepare, start_runtime
+            from mnist_accel.training.exchange import Exchange, Patience
 
             def step(runtime):
                 model = torch.nn.Linear(2, 1)
                 prepared, _ = prepare(runtime, model, torch.optim.SGD(model.parameters(), lr=0.1))
-                exchange = engine.Exchange(prepared, Patience())
+                exchange = Exchange(prepared, Patience())
                 exchange.tell(torch.tensor(10.0 ** runtime.rank), 0)
                 prepared(torch.full((1, 2), 1.0 + runtime.rank)).sum().backward()
                 return [model.weight.grad[0, 0].item(), exchange.heard()[0]]
@@ -392,7 +393,7 @@ def test_an_interrupted_benchmark_leaves_no_child_behind(
     write = f"import os, pathlib; pathlib.Path({str(pid_file)!r}).write_text(str(os.getpid()))"
     child = f"{write}; import time; time.sleep(60)"
     parent = (
-        "from benchmarks.children import run_python; from mnist_accel import cli; "
+        "from benchmarks.children import run_python; from mnist_accel import errors; "
         f"errors.exit_with_one_line(lambda: run_python('a job', '-c', {child!r}))"
     )
     with subprocess.Popen(
