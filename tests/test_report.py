@@ -207,7 +207,9 @@ def test_an_epoch_is_one_line_with_its_figures(capsys: pytest.CaptureFixture[str
 
 def a_start(**changes: Any) -> Any:
     recipe = replace(recipes.load("compact13k"), lr=0.5)
-    runtime = SimpleNamespace(device_name="cpu", world_size=2, threads=3, precision="bf16", backend="gloo", config="")
+    runtime = SimpleNamespace(
+        device_name="cpu", world_size=2, threads=3, precision="bf16", backend="gloo", config="", restart=""
+    )
     whole = {
         "recipe": recipe,
         "params": 13_808,
