@@ -299,7 +299,7 @@ def heals_itself(
         job.wait_for_checkpoint(at + 1)
         dead.add(job.kill_next(rank, dead))
         at = job.step
-    code, out, err = job.end()
+    code, out, err = job.end(300)
     assert code == 0 and "Traceback" not in out, err
     restarts = re.findall(r"^restarted +(\d) of 3.*; from \S+/checkpoints/step-(\d+)\.safetensors$", out, re.MULTILINE)
     assert [int(number) for number, _ in restarts] == [1 + index for index in range(len(kills))]
