@@ -146,8 +146,9 @@ def test_weights_loaded_in_a_fresh_process_give_the_same_accuracy_to_the_digit(
 
 
 @pytest.mark.slow
-def test_a_dry_run_may_be_repeated_where_it_was(dry_run: Run, run_launch: Launch) -> None:
-    again = a_run(run_launch, dry_run.folder, "recipe=efficient25k", "dry_run=true", "threads=1", "seed=1")
+def test_a_dry_run_may_be_repeated_where_it_was(dry_run: Run, run_launch: Launch, tmp_path: Path) -> None:
+    folder = shutil.copytree(dry_run.folder, tmp_path / "dry")
+    again = a_run(run_launch, folder, "recipe=efficient25k", "dry_run=true", "threads=1", "seed=1")
     assert (again.code, again.err) == (0, "")
     assert again.result["seed"] == 1
     assert len((again.folder / "history.jsonl").read_text().splitlines()) == 1
