@@ -17,10 +17,9 @@ from rich.console import Console
 from test_profiling import USUAL, an_event, gpu_trace, made_up, nested, traced
 
 from mnist_accel.commands import trace
-from mnist_accel.console.profile_report import show_comparison, show_profile
+from mnist_accel.console.profile_report import show_profile
 from mnist_accel.errors import UserError
 from mnist_accel.models import build_model
-from mnist_accel.profiling.compare import compare
 from mnist_accel.profiling.layers import analyse
 from mnist_accel.profiling.roofline import Roofline
 from mnist_accel.profiling.summary import Cost, ProfileSummary, RankTimes, as_json, summarise
@@ -241,18 +240,6 @@ def test_nothing_is_cut_in_two_at_any_width(columns: int, tmp_path: Path, capsys
     assert sum(line.startswith("conv9 [30]") for line in lines) == (1 if columns == 200 else 2)
     if columns == 40:
         assert sum(line.startswith("  forward %: ") for line in lines) == len(summary.convolutions)
-
-
-def test_of_very_many_convolutions_the_first_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "x.json"
-    path.write_text(json.dumps({"traceEvents": [an_event(ts=10 * number, args={}) for number in range(250)]}))
-    summary = summarise(analyse(read_trace(path)), None)
-    assert len(summary.convolutions) == 250
-    console = Console(width=200, color_system=None)
-    show_profile(console, summary)
-    assert "50 more convolutions are not shown." in capsys.readouterr().out
-    show_comparison(console, compare(summary, summary), "x")
-    assert "300 more layers are not shown." in capsys.readouterr().out
 
 
 def test_what_ran_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a profile shows: the verdict, the step by phase, a row for every convolution, and what profiling cost."""
+"""Shows a profile: the verdict, the step by phase, a row for every convolution, and what profiling cost."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,6 @@ from mnist_accel.profiling.summary import ConvolutionRow, Cost, ProfileSummary
 
 BAR = 24  # characters of 100 %
 ONE_TABLE = 160  # columns
-MOST_ROWS = 200  # of convolutions; more than any usual network has
 
 Column = tuple[str, Callable[[ConvolutionRow], str]]
 
@@ -37,7 +36,7 @@ def say(console: Any, text: str, style: str = "dim") -> None:
 
 
 def what_is_shown(summary: ProfileSummary) -> list[str]:
-    lines = [how_it_was_reckoned(summary)]
+    lines = [how_it_was_scaled(summary)]
     parts = summary.verdict.parts
     if parts and parts[0].name != "other layers":  # else the verdict has named them
         largest = [f"{part.name} {part.percent}%" for part in summary.verdict.other_layers[:3] if part.percent]
@@ -56,7 +55,7 @@ def what_is_shown(summary: ProfileSummary) -> list[str]:
     return lines
 
 
-def how_it_was_reckoned(summary: ProfileSummary) -> str:
+def how_it_was_scaled(summary: ProfileSummary) -> str:
     text = f"Of {summary.steps} traced steps {summary.set_aside} were set aside, longer than {LONGEST} times the median"
     if summary.scale is None:
         return f"{text}; not scaled, for the trace does not tell how long a step is without the profiler."
@@ -68,10 +67,10 @@ def how_it_was_reckoned(summary: ProfileSummary) -> str:
 def show_phases(console: Any, summary: ProfileSummary) -> None:
     table = simple_table("phase", "ms", "%", "")
     for phase in summary.phases:
-        table.add_row(phase.name, number(phase.ms), f"{phase.share:.1f}", "▇" * round(phase.share * BAR / 100))
-    table.add_row("the step", number(summary.step_ms), "100.0", "")
+        table.add_row(phase.name, three_figures(phase.ms), f"{phase.share:.1f}", "▇" * round(phase.share * BAR / 100))
+    table.add_row("the step", three_figures(summary.step_ms), "100.0", "")
     console.print()
-    show_table(console, right(table, 1, 2))
+    show_table(console, right_aligned(table, 1, 2))
 
 
 def show_convolutions(console: Any, summary: ProfileSummary, no_roofline: str) -> None:
@@ -79,18 +78,18 @@ def show_convolutions(console: Any, summary: ProfileSummary, no_roofline: str) -
         console.print("\nThere is no convolution in these steps.")
         return
     columns: list[Column] = [  # two lines of header, to fit into 80 columns
-        ("forward\nms", lambda row: number(row.forward_ms)),
+        ("forward\nms", lambda row: three_figures(row.forward_ms)),
         ("forward\n%", lambda row: f"{row.forward_share:.1f}"),
-        ("backward\nms", lambda row: number(row.backward_ms)),
+        ("backward\nms", lambda row: three_figures(row.backward_ms)),
         ("backward\n%", lambda row: f"{row.backward_share:.1f}"),
-        ("GFLOP/s", lambda row: number(row.gflops)),
-        ("FLOP/byte", lambda row: number(row.intensity)),
-        ("% of roof", lambda row: number(row.roofline_percent)),
+        ("GFLOP/s", lambda row: three_figures(row.gflops)),
+        ("FLOP/byte", lambda row: three_figures(row.intensity)),
+        ("% of roof", lambda row: three_figures(row.roofline_percent)),
     ]
     arithmetic: list[Column] = [
-        ("GFLOP forward", lambda row: number(row.gflop_forward)),
-        ("weight gradient", lambda row: number(row.gflop_weight_gradient)),
-        ("input gradient", lambda row: number(row.gflop_input_gradient)),
+        ("GFLOP forward", lambda row: three_figures(row.gflop_forward)),
+        ("weight gradient", lambda row: three_figures(row.gflop_weight_gradient)),
+        ("input gradient", lambda row: three_figures(row.gflop_input_gradient)),
     ]
     show_roofline(console, summary.roofline, no_roofline)
     tables: list[tuple[tuple[str, ...], list[Column]]]
@@ -100,20 +99,14 @@ def show_convolutions(console: Any, summary: ProfileSummary, no_roofline: str) -
         tables = [(("",), columns), (("", "shape"), arithmetic)]
     for first, chosen in tables:
         table = simple_table(*first, *(header for header, _ in chosen))
-        for row in summary.convolutions[:MOST_ROWS]:
+        for row in summary.convolutions:
             cells = (label(row), row.shape)[: len(first)]
             table.add_row(*cells, *(cell(row) for _, cell in chosen))
         console.print()
-        show_table(console, right(table, *range(len(first), len(first) + len(chosen))))
-    say_what_is_left_out(console, len(summary.convolutions), "convolutions")
+        show_table(console, right_aligned(table, *range(len(first), len(first) + len(chosen))))
     if summary.convolutions_roofline_percent is not None:
         percent = f"{summary.convolutions_roofline_percent:.0f} % of the roof"
         say(console, f"All convolutions, weighted by time: {percent}.")
-
-
-def say_what_is_left_out(console: Any, count: int, what: str) -> None:
-    if count > MOST_ROWS:
-        say(console, f"{count - MOST_ROWS:,} more {what} are not shown.")
 
 
 def show_roofline(console: Any, roofline: Roofline | None, no_roofline: str) -> None:
@@ -146,14 +139,14 @@ def label(row: ConvolutionRow) -> str:
     return f"{row.name} [{row.module}]" if row.module and row.module != row.name else row.name
 
 
-def number(value: float | None) -> str:
+def three_figures(value: float | None) -> str:
     """Three figures are as many as a measurement on a shared machine has."""
     if value is None:
         return "-"
     return f"{value:,.0f}" if value >= 100 or value == 0 else f"{value:.3g}"
 
 
-def right(table: Any, *columns: int) -> Any:
+def right_aligned(table: Any, *columns: int) -> Any:
     for column in columns:
         table.columns[column].justify = "right"
     return table
@@ -166,12 +159,11 @@ def show_comparison(console: Any, comparison: ProfileComparison, other: str) -> 
         unlike = "; ".join(f"{what} {here} here, {there} there" for what, here, there in comparison.differing)
         say(console, f"Not alike: {printable(unlike)}", style="yellow")
     table = simple_table("", "ms", "against", "times", "")
-    for change in (comparison.step, *comparison.phases, *comparison.layers[:MOST_ROWS]):
-        table.add_row(change.name, number(change.ms), number(change.against_ms), number(change.factor), change.word)
-    show_table(console, right(table, 1, 2, 3))
+    for change in (comparison.step, *comparison.phases, *comparison.layers):
+        figures = map(three_figures, (change.ms, change.against_ms, change.factor))
+        table.add_row(change.name, *figures, change.word)
+    show_table(console, right_aligned(table, 1, 2, 3))
     say(console, "Same: within a twentieth, or closer than the middle half of each trace's steps lie apart.")
-    say_what_is_left_out(console, len(comparison.layers), "layers")
     for where, names in (("this trace", comparison.only_here), ("the other", comparison.only_there)):
         if names:
-            say(console, f"Only in {where}: {'; '.join(names[:MOST_ROWS])}")
-            say_what_is_left_out(console, len(names), "of them")
+            say(console, f"Only in {where}: {'; '.join(names)}")

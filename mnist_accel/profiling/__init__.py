@@ -1,1 +1,1 @@
-"""Where the time goes: a few steps of a run are traced, and a trace is turned into phases, layers and a verdict."""
+"""Traces a few steps of a run, and turns a trace into phases, layers and a verdict: where the time goes."""

@@ -1,4 +1,4 @@
-"""To what each moment of a step belongs: a phase, and within it a convolution, another layer, the optimizer …
+"""Attributes every moment of a step to a phase and a layer: to a convolution, another layer, the optimizer …
 
 Backward belongs to the layer that caused it: autograd numbers its nodes, and a node carries the number that the forward
 call had which made it. The last call with a number is the one that made the node: those before it needed no gradient.
@@ -26,8 +26,7 @@ Kind = Literal[
     "other",
 ]
 BETWEEN = "outside of these"  # the phase of what lies between the phases
-MOST_THREADS = 64  # that call autograd; a damaged trace may name any number
-CONVOLUTIONS = ("aten::conv", "aten::_conv", "aten::cudnn_conv", "aten::mkldnn_conv", "aten::thnn_conv")
+CONVOLUTIONS = ("aten::conv", "aten::_convolution")  # the rest is called by these
 
 
 class Owner(NamedTuple):
@@ -44,19 +43,12 @@ class Convolution:
     module: str  # "" where the trace does not name it
     backward: Call | None = None
 
-    def inner(self) -> Event:
+    def forward(self) -> Event | None:
         """The call that carries stride, padding and the rest as numbers."""
-        for call in (self.call, *self.call.below()):
-            if call.event.name == "aten::convolution":
-                return call.event
-        return self.call.event
+        return first_named("aten::convolution", self.call)
 
     def gradients(self) -> Event | None:
-        if self.backward is not None:
-            for call in (self.backward, *self.backward.below()):
-                if "convolution_backward" in call.event.name or "conv_depthwise2d_backward" in call.event.name:
-                    return call.event
-        return None
+        return first_named("aten::convolution_backward", self.backward) if self.backward else None
 
 
 REDUCING = Owner("all-reduce", "all-reduce")
@@ -119,25 +111,23 @@ class Owners:
     def link(self, forward_calls: list[Call]) -> dict[Call, Call]:
         """Backward node → the forward call that made it."""
         numbered: dict[tuple[tuple[str, str], int], list[Call]] = {}
-        calling: dict[tuple[str, str], None] = {}  # the threads, in the order of time
         for call in forward_calls:
             number = call.event.integer("Sequence number")
             if number is not None:
                 numbered.setdefault((call.event.thread, number), []).append(call)
-                calling[call.event.thread] = None
-        threads = list(calling)[:MOST_THREADS]
-        nodes = [call for call in self.step.calls() if is_backward(call)]
+        nodes = [
+            (call, number)
+            for call in self.step.calls()
+            if is_backward(call) and (number := call.event.integer("Sequence number")) is not None
+        ]
+        threads = list(dict.fromkeys(thread for thread, _ in numbered))  # in the order of time
         # Each thread counts for itself; a node says on whose count it is, in numbers of the profiler's own.
-        told = sorted({call.event.integer("Fwd thread id") or 0 for call in nodes if has_number(call)})
-        place_of = {thread_id: place for place, thread_id in enumerate(told)}
+        thread_ids = sorted({call.event.integer("Fwd thread id") or 0 for call, _ in nodes})
+        place_of = {thread_id: place for place, thread_id in enumerate(thread_ids)}
         made = {}
-        for node in nodes:
-            number = node.event.integer("Sequence number")
-            if number is None:
-                continue
+        for node, number in nodes:
             place = place_of[node.event.integer("Fwd thread id") or 0]
-            likely = threads[min(place, len(threads) - 1) :] + threads if threads else []
-            for thread in likely:
+            for thread in threads[min(place, len(threads) - 1) :] + threads:
                 candidates = numbered.get((thread, number), [])
                 before = bisect_right(candidates, node.event.start, key=lambda call: call.event.start)
                 if before:
@@ -246,22 +236,15 @@ def within(call: Call) -> Iterator[Call]:
     yield from call.below()
 
 
-def has_number(call: Call) -> bool:
-    return call.event.integer("Sequence number") is not None
+def first_named(name: str, outermost: Call) -> Event | None:
+    return next((call.event for call in within(outermost) if call.event.name == name), None)
 
 
 def annotated(name: str, inherited: Owner) -> Owner:
     if name.startswith(PHASE):
         phase = name.removeprefix(PHASE)
-        kinds: dict[str, Kind] = {
-            "data": "data",
-            "augmentation": "augmentation",
-            "loss": "loss",
-            "optimizer": "optimizer",
-            "all-reduce": "all-reduce",
-            "checkpoint": "checkpoint",
-        }
-        return Owner(phase, kinds.get(phase, "overhead"))
+        kinds: tuple[Kind, ...] = ("data", "augmentation", "loss", "optimizer", "all-reduce", "checkpoint")
+        return Owner(phase, next((kind for kind in kinds if kind == phase), "overhead"))
     if name.startswith(("Optimizer.step#", "Optimizer.zero_grad#")):
         return Owner("optimizer", "optimizer")
     if name.startswith("enumerate(DataLoader)#"):
@@ -271,4 +254,4 @@ def annotated(name: str, inherited: Owner) -> Owner:
 
 def short(name: str) -> str:
     """``aten::max_pool2d`` → ``max_pool2d``."""
-    return name.rpartition("::")[2].strip("_")[:40]
+    return name.rpartition("::")[2].strip("_")

@@ -1,4 +1,4 @@
-"""Profiles a few steps of a run that is going on: through Accelerate's profiler, and out of its way again.
+"""Profiles a few steps of a running training, through Accelerate's profiler.
 
 Around the traced steps some are timed without the profiler, before and after it, so that a machine that is getting
 slower is not taken for the cost of profiling. What is computed stays as it is: nothing here touches a tensor of it.

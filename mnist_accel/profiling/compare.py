@@ -1,4 +1,4 @@
-"""Two profiles, convolution by convolution: which got faster or slower, by more than steps differ among themselves."""
+"""Compares two profiles: which convolutions got faster or slower, by more than steps differ among themselves."""
 
 from dataclasses import dataclass
 from typing import Any

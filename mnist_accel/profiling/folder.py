@@ -1,4 +1,7 @@
-"""``profiles/<recipe>-<time>/``: the summary, and a trace a rank under the name that TensorBoard's plugin looks for."""
+"""Makes the folder of a profile, ``profiles/<recipe>-<time>/``, and names what is in it.
+
+It holds the summary, and one trace per rank under the name that TensorBoard's plugin looks for.
+"""
 
 import time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A trace → time by phase, by part of the network, and a row for every convolution; step by step, and their sums."""
+"""Adds up a trace's time by phase, by part of the network and by convolution: step by step, and over all steps."""
 
 from bisect import bisect_right
 from collections import defaultdict
@@ -136,7 +136,7 @@ def launch_of(kernel: Event, launches: Launches) -> tuple[int | None, Owner]:
     if "nccl" in kernel.name.lower():
         return None, REDUCING
     for key in ("correlation", "External id"):
-        number = kernel.integer(key) or kernel.integer(key.lower())
+        number = kernel.integer(key)
         if number is not None and (key, number) in launches:
             return launches[key, number]
     return None, Owner(BETWEEN, "other")
@@ -157,7 +157,8 @@ def rows_for(convolutions: list[ConvolutionTimes], by_module: dict[str, list[int
         rows.append(same[place])
         row.calls += 1
         gradients = convolution.gradients()
-        shape = shape_of(convolution.inner(), gradients) or shape_of(None, gradients)
+        forward = convolution.forward()
+        shape = shape_of(forward) if forward else None
         if shape is None:
             continue
         row.shape = row.shape or shape

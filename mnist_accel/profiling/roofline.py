@@ -1,13 +1,15 @@
-"""What this machine gives at best, measured on the spot: a matrix product and a copy, on the run's device and threads.
+"""Measures what this machine reaches at best: a matrix product and a copy, on the run's device and threads.
 
-References to hold a convolution against, not limits: a layer whose data stays in the cache may be above them.
+References to compare a convolution with, not limits: a layer whose data stays in the cache may be above them.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
+from typing import Annotated
 
 import torch
+from pydantic import Field
 
 from mnist_accel.machine.runtime import is_out_of_memory, synchronised_clock
 
@@ -18,13 +20,14 @@ DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, 
 SIDE = {"cpu": 768, "cuda": 8192}
 COPIED = {"cpu": 2**26, "cuda": 2**30}
 SMALLER = (1, 2, 4)  # times, a matrix's side; with a sixteenth of the memory they are still larger than a GPU's cache
+Measured = Annotated[float, Field(gt=0, lt=1e15)]  # what it may be where it is read from a file
 
 
 @dataclass(frozen=True)
 class Roofline:
     precision: str
-    matmul_gflops: float
-    copy_gb_s: float  # read and written, together
+    matmul_gflops: Measured
+    copy_gb_s: Measured  # read and written, together
 
     def attainable_gflops(self, intensity: float) -> float:
         """GFLOP/s that a kernel of so many operations a byte could reach."""

@@ -1,4 +1,4 @@
-"""The traced steps → the step as it is when nobody disturbs it, at the length that the run's steps have.
+"""Estimates the step as it is when nothing disturbs it, as long as the run's steps without the profiler.
 
 1. Steps longer than 1.25 times the median of the traced ones are set aside. What writes a checkpoint counts for no
    step's length: it is no disturbance.

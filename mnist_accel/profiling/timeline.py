@@ -1,4 +1,4 @@
-"""Events → steps, and within each thread the calls that contain one another."""
+"""Divides events into steps, and nests the calls of each thread."""
 
 from bisect import bisect_left, bisect_right
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""What bounds the run: one sentence, and percentages that add up to 100."""
+"""Says what bounds the run: one sentence, and percentages that add up to 100."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ PLURAL = ("operations outside of layers", "other layers")
 @dataclass(frozen=True)
 class Part:
     name: str
-    ms: float  # a step
+    ms: float  # per step
     percent: int
 
 
