@@ -1,10 +1,12 @@
-"""``launch.py`` with a data set of a few images, whose fetching and drawing can be counted from outside."""
+"""``launch.py`` with a data set of a few images: its fetching and drawing, and what each rank was told of it, can be
+counted from outside."""
 
 import json
 import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -18,21 +20,30 @@ def main() -> int:
     told = json.loads(os.environ["COUNTED"])
     draw_dataset = synthetic.draw_dataset
 
+    def note(name: str, line: str) -> None:
+        with Path(told["folder"], name).open("a") as file:
+            file.write(f"{line}\n")
+
     def draw_few(seed: int) -> object:
-        with open(told["drawn"], "a") as file:
-            file.write(f"{os.getpid()}\n")
+        note("drawn", f"by {os.getpid()}")
         return draw_dataset(seed, *told["images"])
 
-    load_dataset = run.load_dataset
+    load_dataset, load_same_data = run.load_dataset, run.load_same_data
 
-    def load_with_all_others(*words: object) -> object:
-        ready = Path(told["ready"])
+    def load_with_other_jobs(*words: object) -> object:
+        ready = Path(told["folder"], "ready")
+        ready.mkdir(exist_ok=True)
         (ready / str(os.getpid())).touch()
-        while len(list(ready.iterdir())) < told["processes"]:
+        while len(list(ready.iterdir())) < told["jobs"]:
             time.sleep(0.01)
         return load_dataset(*words)
 
-    run.load_dataset = load_with_all_others
+    def load_and_note(*words: Any) -> object:
+        data = load_same_data(*words)
+        note("reasons", data.reason)
+        return data
+
+    run.load_dataset, run.load_same_data = load_with_other_jobs, load_and_note
     synthetic.draw_dataset = draw_few
     mnist.FILES = tuple(mnist.IdxFile(key, name, tuple(shape), sha256) for key, name, shape, sha256 in told["files"])
     mnist.published_lists = lambda: ([told["mirror"]], told["md5s"])

@@ -94,7 +94,7 @@ def test_networks_know_nothing_of_training() -> None:
 
 def test_data_knows_nothing_of_training() -> None:
     for path in (PACKAGE / "data").rglob("*.py"):
-        assert units_imported(path) <= {"data", "errors", "seeding", "phase"}
+        assert units_imported(path) <= {"data", "errors", "files", "seeding", "phase"}
 
 
 def test_builders_take_flat_arguments_and_so_never_see_a_recipe() -> None:

@@ -1,1 +1,1 @@
-"""Data sets: get, verify, cache, draw, batch and augment."""
+"""Gets, verifies, caches, draws, batches and augments the data."""

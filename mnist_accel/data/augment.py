@@ -1,4 +1,4 @@
-"""Random rotation, shift, size and slant: one small matrix an image, drawn ahead, and one batched warp on the device.
+"""Draws random rotation, shift, size and slant, a small matrix per image, and warps a batch by them on the device.
 
 ``draw_warps`` is a pure function of its arguments and draws for a whole epoch on the CPU, so what happens to an image
 does not depend on the device, on the number of processes, or on where training was resumed.

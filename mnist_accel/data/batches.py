@@ -1,4 +1,4 @@
-"""Batches from one resident uint8 tensor: which images, in which order, for which rank, and their way to the device.
+"""Selects each rank's images per step and loads them onto the device.
 
 The order of an epoch is a pure function of (seed, epoch). The global batch at step k is a slice of it and a rank takes
 its part of that slice, so the samples seen do not depend on how many processes there are.

@@ -1,12 +1,10 @@
-"""The cache of verified data sets: one safetensors file each, that several processes and runs share.
+"""Keeps verified data sets in a folder that processes and runs share, one safetensors file each.
 
-A file gets its final name by an atomic rename, under a lock, after it is complete and on the disk. It is
-verified again on every load, damaged ones are replaced, and where nothing can be written the run goes on
-without a cache.
+A file is written whole, under a lock. It is verified again on every load, damaged ones are replaced, and where nothing
+can be written the run goes on without a cache.
 """
 
 import os
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from torch import Tensor
 from mnist_accel.data.download import DownloadError, one_line
 from mnist_accel.data.mnist import IdxFile, verify
 from mnist_accel.errors import UserError
+from mnist_accel.files import write_whole
 
 LOCK_SECONDS = 600.0
 
@@ -34,7 +33,7 @@ class Loaded:
 
 
 def cache_folder() -> Path | None:
-    """`$XDG_CACHE_HOME/mnist_accel`, else `~/.cache/mnist_accel`; None where there is no home for it."""
+    """``$XDG_CACHE_HOME/mnist_accel``, else ``~/.cache/mnist_accel``; None where there is no home for it."""
     cache_home = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(cache_home):  # the XDG specification: a relative path is to be ignored
         return Path(cache_home, "mnist_accel")
@@ -49,20 +48,18 @@ def load_or_make(
     *,
     lock_seconds: float = LOCK_SECONDS,
 ) -> Loaded:
-    """The data set `name` from the cache, else from `make`, which returns tensors and their origin in words.
+    """The data set ``name`` from the cache, else from ``make``, which returns tensors and their origin in words.
 
-    Of processes that start at once, one makes it and the others wait; they also share a DownloadError,
-    instead of waiting for dead mirrors one after the other.
+    Of processes that start at once, one makes it and the others wait.
     """
     folder = cache_folder()
     if folder is None:
-        return _without_cache(files, make, "there is no home folder")
+        return make_uncached(files, make, "there is no home folder")
     path = folder / f"{name}.safetensors"
     # Without the lock: a warm start also works where the cache is read-only.
-    cached, _ = _read(path, files)
+    cached, _ = read_cached(path, files)
     if cached is not None:
         return cached
-    waiting_since = time.time()
     lock = FileLock(folder / f"{name}.lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -73,53 +70,42 @@ def load_or_make(
             "Wait for it or end it, or set XDG_CACHE_HOME to another folder"
         ) from None
     except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
-        return _without_cache(files, make, one_line(error))
+        return make_uncached(files, make, one_line(error))
     try:
-        return _load_or_make_locked(path, files, make, waiting_since)
+        return load_or_make_locked(path, files, make)
     finally:
         lock.release()
 
 
-def _load_or_make_locked(
-    path: Path,
-    files: Sequence[IdxFile],
-    make: Callable[[], tuple[dict[str, Tensor], str]],
-    waiting_since: float,
+def load_or_make_locked(
+    path: Path, files: Sequence[IdxFile], make: Callable[[], tuple[dict[str, Tensor], str]]
 ) -> Loaded:
-    cached, damage = _read(path, files)
+    cached, damage = read_cached(path, files)  # another process may have made it while this one waited
     if cached is not None:
         return cached
     notes = [f"the cached copy was damaged ({damage})"] if damage else []
-    leftovers = path.parent.glob(f"{path.name}.*.tmp")  # of runs that were killed while they wrote
+    leftovers = path.parent.glob(f".{path.name}.*")  # of runs that were killed while they wrote
     for useless in (path, *leftovers):
         with suppress(OSError):
             useless.unlink()
-    failure = path.with_suffix(".failed")
-    if reason := _failed_since(failure, waiting_since):
-        raise DownloadError(reason)
     try:
         tensors, origin = make()
     except DownloadError as error:
-        reason = "; ".join([str(error), *notes])
-        with suppress(OSError):
-            failure.write_text(f"{time.time()} {reason}", encoding="utf-8")
-        raise DownloadError(reason) from error
+        raise DownloadError("; ".join([str(error), *notes])) from error
     digests = verify(tensors, files)
     try:
-        _write(path, tensors, digests)
+        write_whole(path, save(tensors, metadata=digests))
     except OSError as error:
         notes.append(f"not cached: {one_line(error)}")
-    with suppress(OSError):
-        failure.unlink()
     return Loaded(tensors, digests, "; ".join([origin, *notes]))
 
 
-def _without_cache(files: Sequence[IdxFile], make: Callable[[], tuple[dict[str, Tensor], str]], why: str) -> Loaded:
+def make_uncached(files: Sequence[IdxFile], make: Callable[[], tuple[dict[str, Tensor], str]], why: str) -> Loaded:
     tensors, origin = make()
     return Loaded(tensors, verify(tensors, files), f"{origin}; not cached: {why}")
 
 
-def _read(path: Path, files: Sequence[IdxFile]) -> tuple[Loaded | None, str]:
+def read_cached(path: Path, files: Sequence[IdxFile]) -> tuple[Loaded | None, str]:
     """What is cached; else None and the damage, which is "" where there is simply no file."""
     if not os.path.isfile(path):
         return None, ""
@@ -133,31 +119,10 @@ def _read(path: Path, files: Sequence[IdxFile]) -> tuple[Loaded | None, str]:
             raise ValueError("its SHA-256 is not the one that it was stored with")
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         return None, one_line(error)
-    return Loaded(tensors, digests, f"cached in {_show(path.parent)}"), ""
+    return Loaded(tensors, digests, f"cached in {with_tilde(path.parent)}"), ""
 
 
-def _write(path: Path, tensors: dict[str, Tensor], digests: dict[str, str]) -> None:
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(aside, "wb") as file:
-            file.write(save(tensors, metadata=digests))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _failed_since(failure: Path, moment: float) -> str:
-    """Why another process failed after `moment`, or "" if none did."""
-    with suppress(OSError, ValueError):
-        when, _, reason = failure.read_text(encoding="utf-8").partition(" ")
-        if float(when) >= moment:
-            return reason
-    return ""
-
-
-def _show(path: Path) -> str:
+def with_tilde(path: Path) -> str:
     """The path with the home folder as ~: it goes into results that people publish."""
     home = os.path.expanduser("~")
     return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)

@@ -1,8 +1,8 @@
-"""Which data set a run uses, and why: MNIST where it is to be had, else the one that this project draws."""
+"""Chooses the data set of a run and says why: MNIST where it is to be had, else the one that this project draws."""
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,7 +22,7 @@ HOLD_OUT_SEED = 0
 class Dataset:
     """Verified images (uint8 [N, 28, 28]) and labels (int64 [N]) on the CPU.
 
-    `reason` says in one sentence why it is this data set and where it came from. `checksum` is the SHA-256 over
+    ``reason`` says in one sentence why it is this data set and where it came from. ``checksum`` is the SHA-256 over
     the SHA-256 of the four tensors' bytes; the ranks of a run compare it.
     """
 
@@ -35,37 +35,35 @@ class Dataset:
     test_labels: Tensor
 
 
-def load_dataset(
-    dataset: str = "auto", data_dir: str | None = None, *, mirrors: Sequence[str] | None = None
-) -> Dataset:
-    """MNIST from `data_dir` (else $MNIST_ACCEL_DATA), from the cache or from `mirrors` (else torchvision's).
+def load_dataset(dataset: str = "auto", data_dir: str | None = None) -> Dataset:
+    """MNIST from ``data_dir`` (else $MNIST_ACCEL_DATA), from the cache or from the mirrors that torchvision knows.
 
     A folder that is named must hold intact files: it is never passed over. "synthetic" looks at no folder.
     """
     if dataset not in CHOICES:
         raise UserError(f"dataset={dataset}: there is no such data set. Give one of {', '.join(CHOICES)}")
     if dataset == "synthetic":
-        return _load_synthetic("dataset=synthetic")
+        return load_synthetic("dataset=synthetic")
 
     key = "data_dir" if data_dir is not None else DATA_DIR_VARIABLE
     folder = data_dir if data_dir is not None else os.environ.get(DATA_DIR_VARIABLE) or None
     if folder is not None:
         tensors = mnist.read_folder(folder, f"{key}={folder}", mnist.FILES)
         digests = {file.key: str(file.sha256) for file in mnist.FILES}
-        return _assemble("mnist", f"found in {folder} ({key})", tensors, digests)
+        return assemble("mnist", f"found in {folder} ({key})", tensors, digests)
     try:
-        loaded = load_or_make("mnist", mnist.FILES, lambda: mnist.fetch(mirrors, mnist.FILES))
+        loaded = load_or_make("mnist", mnist.FILES, lambda: mnist.fetch(mnist.FILES))
     except DownloadError as error:
         if dataset == "mnist":
             raise UserError(
                 f"dataset=mnist: MNIST could not be downloaded: {error}. Set data_dir or {DATA_DIR_VARIABLE} to a "
                 "folder that holds MNIST/raw, or give dataset=synthetic"
             ) from error
-        return _load_synthetic(f"MNIST could not be downloaded: {error}")
-    return _assemble("mnist", loaded.origin, loaded.tensors, loaded.digests)
+        return load_synthetic(f"MNIST could not be downloaded: {error}")
+    return assemble("mnist", loaded.origin, loaded.tensors, loaded.digests)
 
 
-def _load_synthetic(why: str) -> Dataset:
+def load_synthetic(why: str) -> Dataset:
     from mnist_accel.data import synthetic  # only here: MNIST needs none of it
 
     def draw() -> tuple[dict[str, Tensor], str]:
@@ -75,10 +73,10 @@ def _load_synthetic(why: str) -> Dataset:
     # The same files as MNIST's but for their content, whose SHA-256 the cached file carries itself.
     files = [replace(file, sha256=None) for file in mnist.FILES]
     loaded = load_or_make(f"synthetic-v{synthetic.SYNTHETIC_VERSION}-seed0", files, draw)
-    return _assemble("synthetic", f"{why}; {loaded.origin}", loaded.tensors, loaded.digests)
+    return assemble("synthetic", f"{why}; {loaded.origin}", loaded.tensors, loaded.digests)
 
 
-def _assemble(name: str, reason: str, tensors: Mapping[str, Tensor], digests: Mapping[str, str]) -> Dataset:
+def assemble(name: str, reason: str, tensors: Mapping[str, Tensor], digests: Mapping[str, str]) -> Dataset:
     return Dataset(
         name=name,
         reason=reason,
@@ -91,7 +89,7 @@ def _assemble(name: str, reason: str, tensors: Mapping[str, Tensor], digests: Ma
 
 
 def hold_out(data: Dataset, count: int) -> Dataset:
-    """The same data with `count` training images in the place of the test set, and the rest to train on.
+    """The same data with ``count`` training images in the place of the test set, and the rest to train on.
 
     For choosing settings without a look at the test set. Which images: a random draw, not the last ones, because
     neighbours in MNIST are by the same writers and labels may follow a pattern; and the same draw whatever the

@@ -1,4 +1,4 @@
-"""Fetch one file from the first of several mirrors that serves it whole, in bounded time and memory."""
+"""Fetches one file from the first of several mirrors that serves it whole, in bounded time and memory."""
 
 import hashlib
 import queue
@@ -28,16 +28,16 @@ def download(
     deadline: float = DEADLINE_SECONDS,
     max_bytes: int = MAX_BYTES,
 ) -> tuple[bytes, str]:
-    """The content of `name` and the mirror it came from: the first whose bytes have this MD5.
+    """The content of ``name`` and the mirror it came from: the first whose bytes have this MD5.
 
-    `timeout` bounds each wait for the network, `deadline` a whole attempt at one mirror: a server that drips a byte
-    a second never runs into the first. A mirror must answer within twice `timeout`, however many dead addresses its
+    ``timeout`` bounds each wait for the network, ``deadline`` a whole attempt at one mirror: a server that drips a byte
+    a second never runs into the first. A mirror must answer within twice ``timeout``, however many dead addresses its
     name has: two of them may be IPv6 and IPv4 of a network that only has the latter.
     """
     reasons = []
     for mirror in mirrors:
         try:
-            content = _fetch(f"{mirror.rstrip('/')}/{name}", timeout, deadline, max_bytes)
+            content = fetch_url(f"{mirror.rstrip('/')}/{name}", timeout, deadline, max_bytes)
         except (OSError, HTTPException, ValueError) as error:
             if isinstance(error, urllib.error.HTTPError):
                 error.close()  # it holds the connection
@@ -57,8 +57,8 @@ def host(mirror: str) -> str:
         return mirror
 
 
-def _fetch(url: str, timeout: float, deadline: float, max_bytes: int) -> bytes:
-    """Run the transfer in a thread that can be left behind.
+def fetch_url(url: str, timeout: float, deadline: float, max_bytes: int) -> bytes:
+    """Runs the transfer in a thread that can be left behind.
 
     Name look-up, connecting and reading headers obey no deadline of ours, so only a second thread can keep it. An
     abandoned transfer ends by itself at its next check of the clock, and a daemon thread holds up no exit.
@@ -69,7 +69,7 @@ def _fetch(url: str, timeout: float, deadline: float, max_bytes: int) -> bytes:
 
     def work() -> None:
         try:
-            outcome.put(_transfer(url, timeout, deadline, max_bytes, answered))
+            outcome.put(transfer(url, timeout, deadline, max_bytes, answered))
         except Exception as error:
             outcome.put(error)
         answered.set()
@@ -86,11 +86,11 @@ def _fetch(url: str, timeout: float, deadline: float, max_bytes: int) -> bytes:
     return result
 
 
-def _transfer(url: str, timeout: float, deadline: float, max_bytes: int, answered: threading.Event) -> bytes:
+def transfer(url: str, timeout: float, deadline: float, max_bytes: int, answered: threading.Event) -> bytes:
     end = time.monotonic() + deadline
     request = urllib.request.Request(url, headers={"User-Agent": "mnist_accel"})
     content = bytearray()
-    with _http_opener().open(request, timeout=timeout) as response:
+    with http_opener().open(request, timeout=timeout) as response:
         answered.set()
         promised = response.headers.get("Content-Length")
         # read1 returns after one receive; read would wait for the whole chunk, past every deadline.
@@ -105,7 +105,7 @@ def _transfer(url: str, timeout: float, deadline: float, max_bytes: int, answere
     return bytes(content)
 
 
-def _http_opener() -> urllib.request.OpenerDirector:
+def http_opener() -> urllib.request.OpenerDirector:
     """urllib without the handlers for file:, ftp: and data:, so that neither a mirror nor a redirect reaches them."""
     opener = urllib.request.OpenerDirector()
     for handler in (

@@ -1,7 +1,7 @@
-"""What MNIST is, and how its four files are read: from a folder of the user's, or through the published mirrors.
+"""Reads MNIST's four files, from a folder of the user's or through the published mirrors, and verifies every byte.
 
-Every byte counts: a file's SHA-256 covers its header too, and the header follows from the shape, so that one constant
-verifies an unpacked file, a .gz and a tensor in the cache.
+A file's SHA-256 covers its header too, and the header follows from the shape, so that one constant verifies an unpacked
+file, a .gz and a tensor in the cache.
 """
 
 import gzip
@@ -17,14 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mnist_accel.data.download import (
-    DEADLINE_SECONDS,
-    TIMEOUT_SECONDS,
-    DownloadError,
-    download,
-    host,
-    one_line,
-)
+from mnist_accel.data.download import DownloadError, download, host, one_line
 from mnist_accel.data.torchvision_import import import_torchvision
 from mnist_accel.errors import UserError
 
@@ -35,7 +28,7 @@ READ_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class IdxFile:
-    """One file of a data set: a tensor of bytes. `sha256` is None where it is not known in advance."""
+    """One file of a data set: a tensor of bytes. ``sha256`` is None where it is not known in advance."""
 
     key: str
     name: str
@@ -85,7 +78,7 @@ def verify(tensors: Mapping[str, Tensor], files: Sequence[IdxFile]) -> dict[str,
         tensor = tensors[file.key]
         if tensor.dtype != torch.uint8 or tuple(tensor.shape) != file.shape:
             raise ValueError(f"{file.key} is {tensor.dtype} {list(tensor.shape)}, not bytes {list(file.shape)}")
-        _check_labels(tensor)
+        check_labels(tensor)
         digests[file.key] = idx_sha256(tensor)
         if file.sha256 is not None and digests[file.key] != file.sha256:
             raise ValueError(f"the SHA-256 of {file.key} is not that of the original")
@@ -117,23 +110,23 @@ def read_idx(stream: io.BufferedIOBase, file: IdxFile) -> Tensor:
         raise ValueError(f"ends after {len(header) + filled:,} of {len(header) + len(content):,} bytes")
     if stream.read(1):
         raise ValueError(f"has more than {len(header) + len(content):,} bytes")
-    _check_labels(tensor)
+    check_labels(tensor)
     if idx_sha256(tensor) != file.sha256:
         raise ValueError("its SHA-256 is not that of the original")
     return tensor
 
 
-def _check_labels(tensor: Tensor) -> None:
+def check_labels(tensor: Tensor) -> None:
     if tensor.ndim == 1 and len(tensor) and (largest := int(tensor.max())) >= NUM_CLASSES:
         raise ValueError(f"holds the label {largest}, and labels go from 0 to {NUM_CLASSES - 1}")
 
 
-def read_folder(folder: str, given_as: str, files: Sequence[IdxFile] = FILES) -> dict[str, Tensor]:
-    """The verified tensors of a folder that the user names (`given_as`: "data_dir=/x"); writes nothing there."""
+def read_folder(folder: str, given_as: str, files: Sequence[IdxFile]) -> dict[str, Tensor]:
+    """The verified tensors of a folder that the user names (``given_as``: "data_dir=/x"); writes nothing there."""
     root = Path(os.path.expanduser(folder))
     if not folder or not os.path.isdir(root):
         raise UserError(f"{given_as}: there is no such folder. Give the folder that holds MNIST/raw")
-    paths = [[_present(root / raw / file.name) for file in files] for raw in RAW_FOLDERS]
+    paths = [[unpacked_or_gz(root / raw / file.name) for file in files] for raw in RAW_FOLDERS]
     fullest = max(range(len(paths)), key=lambda index: sum(path is not None for path in paths[index]))
     if not any(paths[fullest]):
         raise UserError(
@@ -146,7 +139,7 @@ def read_folder(folder: str, given_as: str, files: Sequence[IdxFile] = FILES) ->
             missing = root / RAW_FOLDERS[fullest] / file.name
             raise UserError(f"{given_as}: {missing}[.gz] is missing. Put the original file there")
         try:
-            with _open_unpacked(path) as stream:
+            with open_unpacked(path) as stream:
                 tensors[file.key] = read_idx(stream, file)
         except PermissionError as error:
             raise UserError(f"{given_as}: {path} may not be read. Give this user the right to read it") from error
@@ -157,34 +150,27 @@ def read_folder(folder: str, given_as: str, files: Sequence[IdxFile] = FILES) ->
     return tensors
 
 
-def _present(path: Path) -> Path | None:
+def unpacked_or_gz(path: Path) -> Path | None:
     """The unpacked file, else the .gz beside it, else None."""
     return next((p for p in (path, path.with_name(f"{path.name}.gz")) if os.path.lexists(p)), None)
 
 
-def _open_unpacked(path: Path) -> io.BufferedIOBase:
+def open_unpacked(path: Path) -> io.BufferedIOBase:
     if not path.is_file():
         raise ValueError("it is not a file")
     return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
 
 
-def fetch(
-    mirrors: Sequence[str] | None = None,
-    files: Sequence[IdxFile] = FILES,
-    *,
-    timeout: float = TIMEOUT_SECONDS,
-    deadline: float = DEADLINE_SECONDS,
-) -> tuple[dict[str, Tensor], str]:
+def fetch(files: Sequence[IdxFile]) -> tuple[dict[str, Tensor], str]:
     """The verified tensors and "downloaded from <host>"; DownloadError when a file is not to be had.
 
     The first file that fails on every mirror ends it: where there is no network, the other three would only wait too.
     """
-    published_mirrors, md5s = published_lists()
-    order = list(published_mirrors if mirrors is None else mirrors)
+    order, md5s = published_lists()
     tensors = {}
     for file in files:
         archive = f"{file.name}.gz"
-        content, mirror = download(order, archive, md5s[archive], timeout=timeout, deadline=deadline)
+        content, mirror = download(order, archive, md5s[archive])
         order.sort(key=lambda candidate: candidate != mirror)  # a mirror that hangs is waited for once, not four times
         try:
             with gzip.GzipFile(fileobj=io.BytesIO(content)) as stream:

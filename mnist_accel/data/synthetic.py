@@ -1,4 +1,4 @@
-"""The embedded data set: handwritten-looking digits, drawn by this file alone.
+"""Draws the embedded data set: handwritten-looking digits, from this file alone.
 
 It stands in for MNIST where MNIST is not to be had, so that every command works offline. Shapes, types and
 counts are MNIST's, and so are its habits: white ink with grey edges on black, a digit fitted into a box of
@@ -17,7 +17,7 @@ of 2.4 beside another busy process.
 
 Measured on two virtual CPU cores: all 70,000 images in 2.6 s, by
     python -m timeit -n 1 -s "from mnist_accel.data.synthetic import draw_dataset" "draw_dataset()"
-The network of `onepoch`, trained on the 60,000 for its one epoch, mean of 3 seeds: 98.20 % on the 10,000 test
+The network of ``onepoch``, trained on the 60,000 for its one epoch, mean of 3 seeds: 98.20 % on the 10,000 test
 images, and 96.38 % on MNIST's, which it has never seen, by
     python -m benchmarks.synthetic_to_mnist onepoch 3
 The templates and the numbers below were chosen by hand and eye, beside images of MNIST; none was fitted.
@@ -129,7 +129,7 @@ TEMPLATES: dict[int, list[tuple[int, str]]] = {
 }
 
 
-class _Templates(NamedTuple):
+class Templates(NamedTuple):
     """All templates in one numbering. Wherever the knots go, a point of a stroke is a weighted sum of 4."""
 
     upper: Array  # [template] where its share of the number line ends: digit d owns [d, d + 1)
@@ -138,8 +138,8 @@ class _Templates(NamedTuple):
     weight: Array  # float32 [4, POINTS, template]
 
 
-def _compile_templates() -> _Templates:
-    parsed = [_parse(strokes) for variants in TEMPLATES.values() for _, strokes in variants]
+def compile_templates() -> Templates:
+    parsed = [parse_strokes(strokes) for variants in TEMPLATES.values() for _, strokes in variants]
     upper = []
     for digit, variants in TEMPLATES.items():
         total, so_far = sum(share for share, _ in variants), 0
@@ -149,13 +149,13 @@ def _compile_templates() -> _Templates:
     knots = np.zeros((2, max(len(places) for places, _ in parsed), len(parsed)), np.float32)
     for number, (places, _) in enumerate(parsed):
         knots[:, : len(places), number] = np.array(places).T
-    traces = [_trace(places, strokes) for places, strokes in parsed]
+    traces = [trace_strokes(places, strokes) for places, strokes in parsed]
     fours = np.array([[four for four, _ in trace] for trace in traces])
     weight = np.array([[weights for _, weights in trace] for trace in traces], np.float32)
-    return _Templates(np.array(upper), knots, fours.T, weight.T)
+    return Templates(np.array(upper), knots, fours.T, weight.T)
 
 
-def _parse(text: str) -> tuple[list[tuple[float, float]], list[list[int]]]:
+def parse_strokes(text: str) -> tuple[list[tuple[float, float]], list[list[int]]]:
     """The places of the knots, and each stroke as numbers of knots. A knot given twice is one knot."""
     places: list[tuple[float, float]] = []
     strokes: list[list[int]] = []
@@ -170,7 +170,7 @@ def _parse(text: str) -> tuple[list[tuple[float, float]], list[list[int]]]:
     return places, strokes
 
 
-def _trace(
+def trace_strokes(
     places: list[tuple[float, float]], strokes: list[list[int]]
 ) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
     """POINTS points, evenly along all strokes, each as (four knots, their Catmull-Rom weights)."""
@@ -203,40 +203,40 @@ def _trace(
     return points
 
 
-def _uniform(chance: np.random.Generator, low: float, high: float) -> Array:
+def draw_uniform(chance: np.random.Generator, low: float, high: float) -> Array:
     return (low + (high - low) * chance.random(CHUNK)).astype(np.float32)
 
 
-def _bell(chance: np.random.Generator, spread: float, *shape: int) -> Array:
-    """Bell-shaped around 0 with standard deviation `spread` and no outliers: the sum of three uniforms."""
+def draw_bell(chance: np.random.Generator, spread: float, *shape: int) -> Array:
+    """Bell-shaped around 0 with standard deviation ``spread`` and no outliers: the sum of three uniforms."""
     u = chance.random((3, *shape, CHUNK))
     bell: Array = (u[0] + u[1] + u[2] - 1.5) * (2 * spread)
     return bell.astype(np.float32)
 
 
-def _draw_chunk(templates: _Templates, chance: np.random.Generator) -> tuple[Array, Array]:
+def draw_chunk(templates: Templates, chance: np.random.Generator) -> tuple[Array, Array]:
     """CHUNK images, uint8 [CHUNK, 28, 28], and their labels."""
     # One draw picks both: its whole part is the digit, its place within the digit the template.
     picked = 10 * chance.random(CHUNK)
     template = np.searchsorted(templates.upper, picked, side="right")
 
-    x, y = _distorted(*_curves(templates, template, chance), chance)
+    x, y = distorted(*curves(templates, template, chance), chance)
 
-    boldness = _uniform(chance, 0, 1)
+    boldness = draw_uniform(chance, 0, 1)
     radius = THIN + BOLDER * boldness * boldness
     left, top = x.min(0), y.min(0)
     width, height = x.max(0) - left, y.max(0) - top
-    scale = (BOX * _uniform(chance, *FILL) - 2 * radius) / np.maximum(width, height)
+    scale = (BOX * draw_uniform(chance, *FILL) - 2 * radius) / np.maximum(width, height)
     # Into the middle of the image, give or take half a pixel, so that edges fall anywhere on the pixel grid.
-    x = (x - left - width / 2) * scale + ((SIDE - 1) / 2 + _uniform(chance, -0.5, 0.5))
-    y = (y - top - height / 2) * scale + ((SIDE - 1) / 2 + _uniform(chance, -0.5, 0.5))
-    return _centred(_inked(x, y, radius)), picked.astype(np.int64)
+    x = (x - left - width / 2) * scale + ((SIDE - 1) / 2 + draw_uniform(chance, -0.5, 0.5))
+    y = (y - top - height / 2) * scale + ((SIDE - 1) / 2 + draw_uniform(chance, -0.5, 0.5))
+    return centred(inked(x, y, radius)), picked.astype(np.int64)
 
 
-def _curves(templates: _Templates, template: Array, chance: np.random.Generator) -> tuple[Array, Array]:
+def curves(templates: Templates, template: Array, chance: np.random.Generator) -> tuple[Array, Array]:
     """x and y of the points, [POINTS, CHUNK], along strokes through shaken knots."""
     knots = templates.knots[:, :, template]
-    shake = _bell(chance, WOBBLE, 2, knots.shape[1] + 2)
+    shake = draw_bell(chance, WOBBLE, 2, knots.shape[1] + 2)
     # Neighbours move partly together, for a hand does not jump. These weights leave the spread as it was.
     knots = knots + shake[:, 1:-1] * 0.8 + (shake[:, 2:] + shake[:, :-2]) * 0.4
     fours, weight = templates.fours[:, :, template], templates.weight[:, :, template]
@@ -247,24 +247,24 @@ def _curves(templates: _Templates, template: Array, chance: np.random.Generator)
     return axes[0], axes[1]
 
 
-def _distorted(x: Array, y: Array, chance: np.random.Generator) -> tuple[Array, Array]:
+def distorted(x: Array, y: Array, chance: np.random.Generator) -> tuple[Array, Array]:
     """Each image's points bent, stretched, slanted and turned in its own way."""
-    bend = _bell(chance, BEND, 6)
+    bend = draw_bell(chance, BEND, 6)
     xx, xy, yy = x * x, x * y, y * y
     x = x + bend[0] * xx + bend[1] * xy + bend[2] * yy
     y = y + bend[3] * xx + bend[4] * xy + bend[5] * yy
 
-    x = x * _uniform(chance, *STRETCH)
-    x = x - y * (MEAN_SLANT + _bell(chance, SLANT))
+    x = x * draw_uniform(chance, *STRETCH)
+    x = x - y * (MEAN_SLANT + draw_bell(chance, SLANT))
 
     # Cosine and sine from the tangent of half the angle, without either function.
-    tangent = _bell(chance, TURN)
+    tangent = draw_bell(chance, TURN)
     norm = 1 + tangent * tangent
     cos, sin = (1 - tangent * tangent) / norm, 2 * tangent / norm
     return x * cos - y * sin, x * sin + y * cos
 
 
-def _inked(x: Array, y: Array, radius: Array) -> Array:
+def inked(x: Array, y: Array, radius: Array) -> Array:
     """uint8 [CHUNK, 28, 28]: a round pen, of each image's own radius, put down at every point."""
     grid = np.arange(SIDE, dtype=np.float32)[:, None]
     nearest = np.full((SIDE, SIDE, CHUNK), np.inf, np.float32)  # squared distance to the nearest point
@@ -277,7 +277,7 @@ def _inked(x: Array, y: Array, radius: Array) -> Array:
     return np.ascontiguousarray((ink * 255 + 0.5).astype(np.uint8).transpose(2, 0, 1))
 
 
-def _centred(images: Array) -> Array:
+def centred(images: Array) -> Array:
     """Each image moved by whole pixels until its centre of mass is at SIDE / 2. Integers, so exact."""
     place = np.arange(SIDE)
     mass = images.sum((1, 2), dtype=np.int64)
@@ -291,17 +291,17 @@ def _centred(images: Array) -> Array:
 
 
 def draw_dataset(seed: int = 0, train_count: int = 60_000, test_count: int = 10_000) -> dict[str, Tensor]:
-    """Draw `train_images`, `test_images` (uint8 [N, 28, 28]), `train_labels`, `test_labels` (int64 [N]).
+    """Draws ``train_images``, ``test_images`` (uint8 [N, 28, 28]), ``train_labels``, ``test_labels`` (int64 [N]).
 
     Digits come in random order, each about a tenth of the images. Fewer images are the beginning of more.
     """
-    templates = _compile_templates()
+    templates = compile_templates()
     data = {}
     for split, (name, count) in enumerate((("train", train_count), ("test", test_count))):
         images, labels = np.empty((count, SIDE, SIDE), np.uint8), np.empty(count, np.int64)
         for chunk, start in enumerate(range(0, count, CHUNK)):
             chance = np.random.Generator(np.random.PCG64(np.random.SeedSequence((split, chunk, seed))))
-            drawn, digits = _draw_chunk(templates, chance)
+            drawn, digits = draw_chunk(templates, chance)
             kept = min(CHUNK, count - start)
             images[start : start + kept], labels[start : start + kept] = drawn[:kept], digits[:kept]
         data[f"{name}_images"], data[f"{name}_labels"] = torch.from_numpy(images), torch.from_numpy(labels)

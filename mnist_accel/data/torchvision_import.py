@@ -1,6 +1,6 @@
-"""Import torchvision beside a torch that it was not built for.
+"""Imports torchvision beside a torch that it was not built for.
 
-PyPI's torchvision next to a CPU build of torch fails at import with `operator torchvision::nms does not exist`:
+PyPI's torchvision next to a CPU build of torch fails at import with ``operator torchvision::nms does not exist``:
 its compiled operators do not load, and it then describes operators that are not there. Its data sets and transforms
 need none of them, so a second attempt imports it without.
 """
@@ -17,31 +17,31 @@ import torch
 
 
 def import_torchvision() -> ModuleType:
-    """torchvision, with working `datasets` and `transforms`; its compiled operators may be missing.
+    """torchvision, with working ``datasets`` and ``transforms``; its compiled operators may be missing.
 
-    Later `import torchvision…` statements of the same process find the same module. Raises ImportError where
+    Later ``import torchvision…`` statements of the same process find the same module. Raises ImportError where
     torchvision is not installed, and whatever it raises where it cannot be imported at all.
     """
     try:
         return importlib.import_module("torchvision")
     except (RuntimeError, AttributeError, AssertionError):  # a missing operator, another CUDA, its version
-        _forget_half_imported()
-    with _without_compiled_operators():
+        forget_half_imported()
+    with without_compiled_operators():
         return importlib.import_module("torchvision")
 
 
-def _forget_half_imported() -> None:
-    """Drop the submodules that a failed import leaves behind: a new parent would not get them as attributes."""
+def forget_half_imported() -> None:
+    """Drops the submodules that a failed import leaves behind: a new parent would not get them as attributes."""
     for name in [name for name in sys.modules if name == "torchvision" or name.startswith("torchvision.")]:
         del sys.modules[name]
 
 
 @contextmanager
-def _without_compiled_operators() -> Iterator[None]:
-    """While torchvision is imported, load no compiled library and skip descriptions of its operators.
+def without_compiled_operators() -> Iterator[None]:
+    """While torchvision is imported, loads no compiled library and skips descriptions of its operators.
 
-    Skipping needs no list of operators: 0.24 describes `nms` unconditionally, 0.28 `nms` and `qnms`. The library is
-    not loaded because one built for another CUDA does load, and then stops the import by a check of versions.
+    Skipping needs no list of operators: 0.24 describes ``nms`` unconditionally, 0.28 ``nms`` and ``qnms``. The library
+    is not loaded because one built for another CUDA does load, and then stops the import by a check of versions.
     """
     load_library, register_fake = torch.ops.load_library, torch.library.register_fake
 
@@ -51,7 +51,7 @@ def _without_compiled_operators() -> Iterator[None]:
     def register_other_fake(op: Any, *args: Any, **options: Any) -> Any:
         if not str(op).startswith("torchvision::"):
             return register_fake(op, *args, **options)
-        return _return_unchanged
+        return return_unchanged
 
     torch.ops.load_library = refuse_library  # type: ignore[method-assign]
     torch.library.register_fake = register_other_fake
@@ -64,5 +64,5 @@ def _without_compiled_operators() -> Iterator[None]:
         torch.library.register_fake = register_fake
 
 
-def _return_unchanged(function: Callable[..., Any]) -> Callable[..., Any]:
+def return_unchanged(function: Callable[..., Any]) -> Callable[..., Any]:
     return function

@@ -1,6 +1,10 @@
 """Trains a recipe here and writes down what came of it. Shared by ``launch.py`` and the commands."""
 
+import socket
 from dataclasses import asdict, replace
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from mnist_accel.cli import Request, expand_path, too_small_batch
 from mnist_accel.data.dataset import Dataset, hold_out, load_dataset
@@ -104,7 +108,7 @@ def as_an_earlier_attempt(options: RunOptions) -> RunOptions:
 
 def load_same_data(options: RunOptions, runtime: Runtime, resumed: Resumption | None) -> Dataset:
     """UserError where processes hold different data or checkpoints, or the checkpoint is of other data."""
-    data = load_on_all_ranks(runtime.accelerator, lambda: load_dataset(options.dataset, options.data_dir))
+    data = load_once_per_machine(options, runtime.accelerator)
     refuse_mismatch(
         runtime.accelerator,
         data.checksum,
@@ -122,6 +126,20 @@ def load_same_data(options: RunOptions, runtime: Runtime, resumed: Resumption | 
             "Give the same dataset= and data_dir=, or leave resume out"
         )
     return data
+
+
+def load_once_per_machine(options: RunOptions, accelerator: Accelerator) -> Dataset:
+    """The first process on each machine downloads or draws, and the others take by name what it has found.
+
+    So a download that fails is tried once, and not again by each of them.
+    """
+    machines = gather_object([socket.gethostname()])
+    first, rank = machines.index(socket.gethostname()), accelerator.process_index
+    mine = load_on_all_ranks(
+        accelerator, lambda: load_dataset(options.dataset, options.data_dir) if rank == first else None
+    )
+    name, reason = gather_object([mine and (mine.name, mine.reason)])[first]
+    return load_on_all_ranks(accelerator, lambda: mine or replace(load_dataset(name, options.data_dir), reason=reason))
 
 
 def open_folder(folder: RunFolder, request: Request, runtime: Runtime, resumed: Resumption | None) -> None:
