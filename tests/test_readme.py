@@ -60,9 +60,8 @@ def planned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: Dataset) -> C
     monkeypatch.chdir(tmp_path)
 
     def launch(words: list[str]) -> None:
-        request = cli.parse(words, recipes.names(), recipes.load)
-        if request.recipe and not request.help:
-            run.check(request)
+        if cli.help_asked(words, recipes.names(), recipes.load) is None:
+            run.check(cli.parse(words, recipes.names(), recipes.load))
 
     def python(words: list[str]) -> None:
         if words[0] == "launch.py":

@@ -234,7 +234,7 @@ def test_a_session_that_goes_on_does_not_call_its_own_time_the_whole(capsys: pyt
 def a_start(**changes: Any) -> Any:
     recipe = replace(recipes.load("compact13k"), lr=0.5)
     runtime = SimpleNamespace(
-        device_name="cpu", world_size=2, threads=3, precision="bf16", backend="gloo", config="", ignored=""
+        device_name="cpu", world_size=2, threads=3, precision="bf16", backend="gloo", config="", ignored="", restart=""
     )
     whole = {
         "recipe": recipe,
