@@ -1,4 +1,4 @@
-"""Every command of README.md and CONTRIBUTING.md is one that works: each is planned as its program would, not run."""
+"""Every command of README.md, CONTRIBUTING.md and docs/ is one that works: each is planned as its program would, not run."""
 
 import re
 import shlex
@@ -26,8 +26,8 @@ MEANT = {"NAME": "onepoch", "N": "2", "S": "1", "OTHER": "profiles/sub20k-earlie
 def written() -> list[str]:
     """Blocks line by line, and what stands between backticks; the prose leaves the program of a verb out."""
     found = []
-    for name in ("README.md", "CONTRIBUTING.md"):
-        text = (ROOT / name).read_text()
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        text = page.read_text()
         blocks = re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
         for block in blocks:
             found += block.replace("\\\n", " ").splitlines()
