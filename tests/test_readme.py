@@ -40,7 +40,7 @@ def written() -> list[str]:
 
 def is_command(line: str) -> bool:
     programs = ("python ", "accelerate launch", "srun ", "torchrun ", "pytest", "make ", "pip ")
-    return line.startswith(programs) and "…" not in line and line != "accelerate launch"
+    return line.startswith(programs) and "…" not in line and not re.fullmatch(r"accelerate launch( --\S+)*", line)
 
 
 @pytest.fixture
@@ -60,6 +60,7 @@ def planned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: Dataset) -> C
     monkeypatch.chdir(tmp_path)
 
     def launch(words: list[str]) -> None:
+        words = [re.sub(r"^resume=runs/.*", "resume=auto", word) for word in words]
         if cli.help_asked(words, recipes.names(), recipes.load) is None:
             run.check(cli.parse(words, recipes.names(), recipes.load))
 
