@@ -119,6 +119,10 @@ def test_a_rank_whose_others_never_come_says_so(rank: int) -> None:
     [
         ([-9], True),
         ([-11, 75], True),
+        ([-9, -15], True),  # torch's launcher has stopped the other one, before it trained
+        ([75, 143], True),  # and while it did
+        ([3, 143], False),
+        ([-15, -15], False),
         ([75, 75], True),
         ([2], False),
         ([3, 3], False),

@@ -1,4 +1,4 @@
-"""Every command of README.md, CONTRIBUTING.md and docs/ is one that works: each is planned as its program would, not run."""
+"""Every command of README, CONTRIBUTING and docs is one that works: each is planned as its program would, not run."""
 
 import re
 import shlex

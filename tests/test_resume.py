@@ -44,7 +44,8 @@ def interrupted(
         os.kill(job.process.pid, signal.SIGCONT)
         os.killpg(job.process.pid, signal.SIGINT)
         code, out, err = job.end()
-    return Run(code, out, err, folder, [])
+    typed = [*WORDS, "checkpoint_every=5", "resume=auto", "dataset=synthetic", f"out={folder}"]
+    return Run(code, out, err, folder, typed)
 
 
 @pytest.fixture

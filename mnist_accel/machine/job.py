@@ -7,7 +7,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -69,7 +69,7 @@ def spawn(processes: int, script: str, argv: Sequence[str], restarts: int = 0) -
                 elastic_launch(config, sys.executable)("-u", script, *argv)
             except ChildFailedError as error:
                 rank, first = error.get_first_failure()
-                if attempt == restarts or not was_lost(failure.exitcode for failure in error.failures.values()):
+                if attempt == restarts or not was_lost([failure.exitcode for failure in error.failures.values()]):
                     return code_of(first.exitcode)
                 attempt += 1
                 os.environ[RESTART] = f"{attempt} of {restarts}, process {rank} {how_it_ended(first.exitcode)}"
@@ -79,10 +79,12 @@ def spawn(processes: int, script: str, argv: Sequence[str], restarts: int = 0) -
                 return 0
 
 
-def was_lost(codes: Iterable[int]) -> bool:
-    """Whether the ranks that have failed were killed, or lost another one: not a mistake, nor asked to stop."""
-    asked = (-signal.SIGINT, -signal.SIGTERM)
-    return all(code == PeerLost.exit_code or (code < 0 and code not in asked) for code in codes)
+def was_lost(codes: Sequence[int]) -> bool:
+    """Whether ranks were killed, or lost another one: no mistake of anybody's, nor asked to stop. In the order in which
+    they ended: torch's launcher asks those to stop that are left behind the first."""
+    asked = (-signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+    by_themselves = [code for code in codes if code not in asked]
+    return codes[0] not in asked and all(code < 0 or code == PeerLost.exit_code for code in by_themselves)
 
 
 def code_of(code: int) -> int:
