@@ -72,7 +72,7 @@ def survey() -> tuple[list[tuple[Recipe, int]], list[str]]:
     for name in names():
         try:
             recipe = load(name)
-            sound.append((recipe, parameters_of(recipe)))
+            sound.append((recipe, parameters_of(recipe.model, recipe.dropout, recipe.name)))
         except UserError as error:
             broken.append(str(error))
     return sound, broken

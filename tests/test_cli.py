@@ -59,16 +59,19 @@ def test_a_value_may_hold_an_equals_sign() -> None:
     assert parse("recipe=is3", "out=a=b").options.out == "a=b"
 
 
-def test_no_words_at_all_ask_for_nothing_to_run() -> None:
-    request = parse()
-    assert request.recipe is None and not request.help
+def help_asked(*words: str) -> cli.Help | None:
+    return cli.help_asked(words, recipes.names(), recipes.load)
+
+
+def test_no_words_at_all_ask_for_the_list() -> None:
+    assert help_asked() == cli.Help(lists=True)
+    assert help_asked("recipe=is3") is None
 
 
 @pytest.mark.parametrize("word", ["--help", "-h", "help"])
 def test_help_is_asked_for_in_each_usual_way_with_or_without_a_recipe(word: str) -> None:
-    assert parse(word).help and parse(word).recipe is None
-    request = parse("recipe=is3", word)
-    assert request.help and request.recipe == recipes.load("is3")
+    assert help_asked(word) == cli.Help(lists=False)
+    assert help_asked("recipe=is3", word) == cli.Help(lists=False, recipe=recipes.load("is3"))
 
 
 def test_every_key_can_be_typed_with_its_own_default() -> None:

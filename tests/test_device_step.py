@@ -150,14 +150,15 @@ class CountedGraphStep(GraphStep):
             return super().body(chosen)
 
 
+COUNTED = (CountedEagerStep, CountedGraphStep)
+
+
 @pytest.mark.parametrize("name", AT_MOST)
 def test_a_step_takes_no_more_kernels_than_it_did(fit: Fit, runtime: Runtime, tiny: Dataset, name: str) -> None:
-    keys = {
-        key: value for key, value in vars(load(name)).items() if key not in ("epochs", "batch_size", "lr", "schedule")
-    }
-    counted = []
-    for way in (CountedEagerStep, CountedGraphStep):
-        counted.append(fit(runtime, tiny, build_stepper=way, ahead=True, **keys).stepper.counting.kernels)
+    here = ("epochs", "batch_size", "lr", "schedule")
+    keys = {key: value for key, value in vars(load(name)).items() if key not in here}
+    steppers = [fit(runtime, tiny, build_stepper=way, ahead=True, **keys).stepper for way in COUNTED]
+    counted = [stepper.counting.kernels for stepper in steppers]
     assert all(kernels <= bound for kernels, bound in zip(counted, AT_MOST[name], strict=True)), counted
 
 

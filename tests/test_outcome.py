@@ -12,9 +12,7 @@ from mnist_accel import cli
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.errors import Interrupted, OutOfMemory, PeerLost, TrainingFailed
 from mnist_accel.machine.runtime import Runtime
-from mnist_accel.models import build_model
-from mnist_accel.runs.result import RunResult, describe
-from mnist_accel.runs.watcher import Progress
+from mnist_accel.runs.result import Progress, RunResult, describe
 from mnist_accel.training.state import Position
 
 Described = Callable[..., RunResult]
@@ -27,8 +25,7 @@ def described(runtime: Runtime, tiny: Dataset) -> Described:
     def described(*words: str, data: str = "mnist", error: Exception | None = None) -> RunResult:
         request = cli.parse(["recipe=onepoch", *words], recipes.names(), recipes.load)
         progress = Progress(Position(epoch=1, history=[STATS]), error=error)  # type: ignore[arg-type]
-        model = build_model("onepoch", 0.0)
-        return describe(request, runtime, replace(tiny, name=data), model, progress, time.perf_counter(), None)
+        return describe(request, runtime, replace(tiny, name=data), progress, time.perf_counter(), None)
 
     return described
 

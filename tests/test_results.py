@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import sys
 from collections.abc import Callable, Iterator
@@ -19,8 +20,8 @@ from mnist_accel import cli
 from mnist_accel.errors import UserError
 from mnist_accel.runs import run
 from mnist_accel.runs.checkpoint import CheckpointMeta, read_checkpoint
-from mnist_accel.runs.folder import LOCK, RunFolder, finished_run
-from mnist_accel.training.state import EpochStats, Positive
+from mnist_accel.runs.folder import LOCK, RunFolder
+from mnist_accel.training.state import EpochStats, Position, Positive
 
 STATS = EpochStats(
     epoch=1,
@@ -136,16 +137,17 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(folder: RunFolder, monkeyp
     monkeypatch.setattr(os, "fsync", spy_fsync)
     monkeypatch.setattr(Path, "replace", spy_replace)
     folder.write_json("result.json", {})
-    assert len(order) == 2 and order[0].startswith("synced ['.result.json.") and order[1] == "named result.json"
+    assert order[0].startswith("synced ['.result.json.")
+    assert order[1:] == ["named result.json", "synced ['result.json']"]
 
 
 def test_a_full_disk_costs_a_checkpoint_and_keeps_the_one_before(folder: RunFolder) -> None:
     told: list[str] = []
     folder.tell = told.append
-    facts = CheckpointMeta(recipe={}, dataset="", world_size=1, epoch=0, step=1, loss_sum=0, images=1, seconds=1)
-    assert folder.write_checkpoint(1, {"model.a": torch.ones(1000)}, facts)
+    meta = CheckpointMeta(recipe={}, dataset="", world_size=1, position=Position(step=1, images=1, seconds=1))
+    assert folder.write_checkpoint(1, {"model.a": torch.ones(1000)}, meta)
     with disk_full_after(2_000):
-        assert not folder.write_checkpoint(2, {"model.a": torch.zeros(1000)}, facts)
+        assert not folder.write_checkpoint(2, {"model.a": torch.zeros(1000)}, meta)
     saved = folder.path / "checkpoints"
     assert told == [f"{saved / 'step-000000002.safetensors'} could not be written: File too large"]
     assert names(saved) == ["step-000000001.safetensors"]
@@ -155,93 +157,72 @@ def test_a_full_disk_costs_a_checkpoint_and_keeps_the_one_before(folder: RunFold
 # Folders
 
 
-def put(folder: Path, name: str, content: Any) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
+def put(folder: Path, files: dict[str, Any]) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
 
 
-def test_a_finished_run_is_refused(tmp_path: Path) -> None:
-    put(tmp_path / "run", "result.json", {"status": "finished", "dry_run": False})
-    assert finished_run(tmp_path / "run")
-    folder = RunFolder(tmp_path / "run", "my/run")
-    for refuse in (folder.check, folder.open):
-        with pytest.raises(UserError, match=r"^out=my/run: already holds a finished run\. Name another folder, or "):
-            refuse()
+STEP = {"checkpoints/step-000000001.safetensors": ""}
+FINISHED = "already holds a finished run. Name another folder, or move that one away"
+UNFINISHED = "holds an unfinished run. Type resume=auto to go on with it, or name another folder"
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "a finished run": ({"result.json": {"status": "finished", "dry_run": False}}, FINISHED),
+    "weights without a result, for which the disk was full": ({"model.safetensors": "weights"}, FINISHED),
+    "a killed run": (STEP, UNFINISHED),
+    "an interrupted run": (STEP | {"result.json": {"status": "interrupted"}}, UNFINISHED),
+    "a run whose result is no JSON": (STEP | {"result.json": "half a fi"}, UNFINISHED),
+    "other files": ({"thesis.tex": ""}, "holds other files (thesis.tex). Name a new or empty folder"),
+}
+# Worth less than the name of a folder: opening it leaves nothing of these, which would pass for the new run's.
+REPEATED: dict[str, dict[str, Any]] = {
+    "a dry run": {"result.json": {"status": "finished", "dry_run": True}, "history.jsonl": "{}\n"},
+    "a failed run": {"result.json": {"status": "failed", "dry_run": False}, "history.jsonl": "{}\n"},
+    "checkpoints of a failed run, which would fail again": STEP | {"result.json": {"status": "failed"}},
+    "a result that is no JSON": {"result.json": "half a fi"},
+    "a result that is a list": {"result.json": "[]"},
+    "weights of a result that says nothing": {"recipe.json": {}, "result.json": {}, "model.safetensors": "{}"},
+    "a run killed between writing aside and renaming": {".model.safetensors.12345": "half", "recipe.json": {}},
+}
 
 
-@pytest.mark.parametrize("left", [None, {"status": "interrupted"}, "half a fi"])
-def test_an_unfinished_run_is_refused_and_left_as_it_is(tmp_path: Path, left: Any) -> None:
-    """Something to go on from is worth more than the name of a folder."""
-    put(tmp_path / "checkpoints", "step-000000001.safetensors", "")
-    if left is not None:
-        put(tmp_path, "result.json", left)
-    before = names(tmp_path)
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_folder_with_something_to_lose_is_refused_and_left_as_it_is(tmp_path: Path, kind: str) -> None:
+    files, said = REFUSED[kind]
+    put(tmp_path, files)
     for refuse in (RunFolder(tmp_path, "my/run").check, RunFolder(tmp_path, "my/run").open):
-        with pytest.raises(UserError, match=r"^out=my/run: holds an unfinished run\. Type resume=auto to go"):
+        with pytest.raises(UserError, match=f"^{re.escape(f'out=my/run: {said}')}$"):
             refuse()
-    assert names(tmp_path) == before and names(tmp_path / "checkpoints") == ["step-000000001.safetensors"]
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left - {LOCK} == files.keys()
 
 
-def test_the_checkpoints_of_a_failed_run_are_nothing_to_go_on_from(tmp_path: Path) -> None:
-    """It would fail again."""
-    put(tmp_path / "checkpoints", "step-000000001.safetensors", "")
-    put(tmp_path, "result.json", {"status": "failed"})
+@pytest.mark.parametrize("kind", REPEATED)
+def test_a_folder_with_nothing_to_lose_is_emptied(tmp_path: Path, kind: str) -> None:
+    put(tmp_path, REPEATED[kind])
+    RunFolder(tmp_path, "run").check()
     RunFolder(tmp_path, "run").open()
     assert names(tmp_path) == []
 
 
 def test_two_runs_cannot_write_to_one_folder_at_once(folder: RunFolder) -> None:
+    folder.write_json("result.json", {"status": "failed"})
     for history in (None, []):
         with pytest.raises(UserError, match=r"^out=run: another run is writing there\. Name another folder, or wait$"):
             RunFolder(folder.path, "run").open(history)
-    assert names(folder.path) == []
+    assert names(folder.path) == ["result.json"]
 
 
 def test_going_on_keeps_the_files_and_takes_back_the_history(tmp_path: Path) -> None:
     """An epoch that was told after the last checkpoint will be told again."""
-    put(tmp_path, "recipe.json", "{}")
-    put(tmp_path, "history.jsonl", "{}\n{}\n{}\n")
-    put(tmp_path, ".result.json.12345", "what a kill left half-wr")
+    put(tmp_path, {"recipe.json": {}, "history.jsonl": "{}\n{}\n{}\n", ".result.json.12345": "left half-wr"})
     RunFolder(tmp_path).open([STATS])
     assert names(tmp_path) == ["history.jsonl", "recipe.json"]
     assert json.loads((tmp_path / "history.jsonl").read_text()) == asdict(STATS)
 
 
-@pytest.mark.parametrize(
-    "left", [{"status": "finished", "dry_run": True}, {"status": "failed", "dry_run": False}, "half a fi", "[]"]
-)
-def test_a_dry_run_and_a_failed_and_a_broken_one_may_be_repeated(tmp_path: Path, left: Any) -> None:
-    put(tmp_path, "result.json", left)
-    put(tmp_path, "history.jsonl", "{}\n")
-    RunFolder(tmp_path, "run").open()
-    assert names(tmp_path) == []
-
-
-def test_what_an_earlier_attempt_left_does_not_pass_for_this_runs(tmp_path: Path) -> None:
-    """Should this run fail, its folder must not hold another's weights."""
-    for name in ("recipe.json", "history.jsonl", "result.json", "model.safetensors"):
-        put(tmp_path, name, "{}")
-    RunFolder(tmp_path, "run").open()
-    assert "model.safetensors" not in names(tmp_path)
-
-
-def test_what_a_killed_run_left_half_written_does_not_stop_the_next(tmp_path: Path) -> None:
-    """Killed between writing aside and renaming."""
-    put(tmp_path, ".model.safetensors.12345", "half")
-    put(tmp_path, "recipe.json", "{}")
-    RunFolder(tmp_path, "run").open()
-    assert ".model.safetensors.12345" not in names(tmp_path)
-
-
-def test_a_folder_with_other_files_is_refused_and_names_one(tmp_path: Path) -> None:
-    put(tmp_path, "thesis.tex", "")
-    with pytest.raises(UserError, match=r"^out=docs: holds other files \(thesis\.tex\)\. Name a new or empty folder$"):
-        RunFolder(tmp_path, "docs").check()
-    assert names(tmp_path) == ["thesis.tex"]
-
-
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
-    put(tmp_path, "file", "")
+    put(tmp_path, {"file": ""})
     with pytest.raises(UserError, match=r"^out=file: is no folder\. Name a folder$"):
         RunFolder(tmp_path / "file", "file").check()
 
@@ -337,20 +318,3 @@ def test_a_log_on_the_full_disk_does_not_stop_the_training(run_launch: Callable[
     ended = run_launch(launcher=("bash", "-c", f"{typed} >/dev/full 2>&1"))
     assert {"result.json", "model.safetensors"} <= set(names(out))
     assert ended.returncode == 4 and ended.stderr == ""
-
-
-def test_two_runs_cannot_share_a_folder(tmp_path: Path) -> None:
-    first = RunFolder(tmp_path / "run", "run")
-    first.open()
-    first.write_json("result.json", {"status": "failed"})
-    with pytest.raises(UserError, match=r"^out=run: another run is writing there"):
-        RunFolder(tmp_path / "run", "run").open()
-    assert names(tmp_path / "run") == ["result.json"]
-
-
-def test_weights_without_a_result_are_not_thrown_away(tmp_path: Path) -> None:
-    """What a run leaves whose disk was full when it ended."""
-    put(tmp_path, "model.safetensors", "weights")
-    with pytest.raises(UserError, match=r"^out=run: already holds a finished run"):
-        RunFolder(tmp_path, "run").open()
-    assert names(tmp_path) == ["model.safetensors"]

@@ -96,12 +96,9 @@ def test_a_signed_checkpoint_that_cannot_be_true_is_damaged_too(
 ) -> None:
     newest, before = newest_first(copied / "checkpoints")
     read = read_checkpoint(newest)
-    write_checkpoint(
-        newest.parent,
-        newest.name,
-        read.tensors,
-        replace(read.meta, position=replace(read.meta.position, **damage(read.meta.position))),
-    )
+    position = read.meta.position
+    untrue = replace(read.meta, position=replace(position, **damage(position)))
+    write_checkpoint(newest.parent, newest.name, read.tensors, untrue)
     _, resumed = checked(*WORDS, f"out={copied}", "resume=auto")
     assert resumed is not None and resumed.checkpoint.path == before
     (complaint,) = resumed.complaints
