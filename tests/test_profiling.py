@@ -765,10 +765,7 @@ def with_event(**changes: Any) -> str:
         (with_event(dur=-5), "ends before it begins"),
         ('{"traceEvents": [{"ph": "X", "cat": "cpu_op", "name": "x", "ts": NaN, "dur": 1}]}', "no JSON"),
         ('{"traceEvents": [{"ph": "X", "cat": "cpu_op", "name": "x", "ts": 1e999, "dur": 1}]}', "no number"),
-        (
-            '{"traceEvents": [{"ph": "X", "cat": "cpu_op", "name": "x", "ts": 9' + "9" * 5000 + ', "dur": 1}]}',
-            "no JSON",
-        ),
+        ('{"traceEvents": [' + "9" * 5000 + "]}", "no JSON"),
         ('{"traceEvents": ' + nested(100_000) + "}", "recursion limit"),
         (gzip.compress(b'{"traceEvents": []}')[:-6], "cut off or damaged"),
         (b"\x1f\x8b" + b"rubbish" * 9, "cut off or damaged"),

@@ -69,29 +69,29 @@ class RunFolder:
     def open(self, history: Sequence[EpochStats] | None = None) -> None:
         """Makes the folder, for this run alone: clean, or with the ``history`` that is being gone on from."""
         try:
-            self._make(may_exist=self.typed is not None or history is not None)
+            self.make(may_exist=self.typed is not None or history is not None)
             self.lock = FileLock(self.path / LOCK)
             self.lock.acquire(timeout=0)
             if history is None:
                 self.check()  # again, now that nobody else can change it
-                self._clean()
+                self.clear()
             else:
                 for stale in listing(self.path):
                     if left_aside(stale.name):
                         stale.unlink()
-                self._write("history.jsonl", "".join(history_line(stats) for stats in history).encode())
+                self.write("history.jsonl", "".join(history_line(stats) for stats in history).encode())
         except Timeout:
             raise UserError(f"{self.asked}: another run is writing there. Name another folder, or wait") from None
         except OSError as error:
             raise self.unwritable(error) from None
 
-    def _make(self, may_exist: bool) -> None:
+    def make(self, may_exist: bool) -> None:
         if may_exist:
             self.path.mkdir(parents=True, exist_ok=True)
         else:
             self.path = new_folder(self.path)
 
-    def _clean(self) -> None:
+    def clear(self) -> None:
         for stale in listing(self.path):
             if stale.name == CHECKPOINTS:
                 shutil.rmtree(stale)
@@ -99,14 +99,14 @@ class RunFolder:
                 stale.unlink()
 
     def write_json(self, name: str, value: object) -> None:
-        self._write(name, (json.dumps(finite(value), indent=2, allow_nan=False) + "\n").encode())
+        self.write(name, (json.dumps(finite(value), indent=2, allow_nan=False) + "\n").encode())
 
     def append_history(self, stats: EpochStats) -> None:
         try:
             with (self.path / "history.jsonl").open("a") as file:
                 file.write(history_line(stats))
         except OSError as error:
-            self._failed("history.jsonl", error)
+            self.note_failure("history.jsonl", error)
 
     def write_checkpoint(self, step: int, tensors: Mapping[str, Tensor], meta: CheckpointMeta) -> bool:
         """Whether it is on the disk now."""
@@ -114,20 +114,20 @@ class RunFolder:
         try:
             write_checkpoint(self.path / CHECKPOINTS, name, tensors, meta)
         except OSError as error:
-            self._failed(f"{CHECKPOINTS}/{name}", error)
+            self.note_failure(f"{CHECKPOINTS}/{name}", error)
             return False
         return True
 
     def write_weights(self, state: Mapping[str, Tensor]) -> None:
-        self._write("model.safetensors", save({name: tensor.cpu().contiguous() for name, tensor in state.items()}))
+        self.write("model.safetensors", save({name: tensor.cpu().contiguous() for name, tensor in state.items()}))
 
-    def _write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes) -> None:
         try:
             write_whole(self.path / name, content)
         except OSError as error:
-            self._failed(name, error)
+            self.note_failure(name, error)
 
-    def _failed(self, name: str, error: OSError) -> None:
+    def note_failure(self, name: str, error: OSError) -> None:
         self.note(f"{self.path / name} could not be written: {error.strerror}")
 
     def note(self, problem: str) -> None:
