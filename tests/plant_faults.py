@@ -37,19 +37,19 @@ OTHERS = {one: other for pair in PAIRS for one, other in (pair, pair[::-1])}
 OTHERS |= {ast.FloorDiv: ast.Mult, ast.Mod: ast.Add, ast.Pow: ast.Mult}
 # Real processes take long: they are asked only about what they are there for.
 STARTS_PROCESSES = {
-    "test_launch": {"launch", "runtime", "fit", "run"},
-    "test_resume": {"resume", "checkpoint"},
-    "test_interruption": {"interrupt"},
-    "test_bench": {"commands.bench", "machine"},
+    "test_launch": {"launch", "machine.runtime", "runs.trainer", "runs.run"},
+    "test_resume": {"runs.resume", "runs.checkpoint"},
+    "test_interruption": {"runs.interrupt"},
+    "test_bench": {"commands.bench", "machine.runtime"},
     "test_scaling": {"commands.scaling"},
     "test_profile_run": {"profiling.collect", "profiling.summary", "profiling.folder"},
     "test_torchvision_import": {"data.torchvision_import"},
     "test_parallel_start": {"data.cache"},
-    "test_world_size": {"engine", "syncbn"},
+    "test_world_size": {"training.loop", "models.layers"},
     "test_two_machines": set(),
     "test_gpu": set(),
 }
-WHOLE_RUNS = ("test_every_key.py", "test_claims.py")  # in one process, and quick
+WHOLE_RUNS = ("test_every_key.py", "test_result.py")  # in one process, and quick
 
 
 @dataclass(frozen=True)

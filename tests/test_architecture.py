@@ -1,4 +1,4 @@
-"""The layers of DESIGN, read from the imports; and nothing happens at import."""
+"""Imports run downwards, folder by folder; and nothing happens at import."""
 
 import ast
 import subprocess
@@ -10,32 +10,20 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mnist_accel"
-# From the bottom up: a module imports from lower layers only, or from its own package. A new module gets a place here.
+# From the top down: a file imports from lower layers only, or from its own folder.
 LAYERS = (
-    {"mnist_accel", "errors", "seeding", "recipe", "dropout", "phase", "blame", "again", "launcher"},
-    {"job"},
-    {"models", "data", "objective", "optim", "runtime", "interrupt", "cli", "syncbn"},
-    {"checkpoint", "machine", "exchange", "trial"},
-    {"results"},
-    {"stepping"},
-    {"engine", "device_step", "claims"},
-    {"resume", "profiling"},
-    {"outcome"},
-    {"fit"},
-    {"run"},
-    {"report"},
-    {"report_profile"},
-    {"commands"},
-    {"__main__"},
+    ("__main__",),
+    ("commands",),
+    ("console",),
+    ("runs",),
+    ("profiling",),
+    ("training",),
+    ("machine", "data", "cli"),
+    ("models",),
+    ("recipe", "errors", "files", "seeding", "phase", "blame"),
 )
-LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
-MODULES = sorted(PACKAGE.rglob("*.py"))
-
-
-def unit(path: Path) -> str:
-    """What a file belongs to: ``mnist_accel/data/cache.py`` to ``data``, ``mnist_accel/cli.py`` to ``cli``."""
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
-    return "mnist_accel" if parts == ("__init__",) else parts[0]
+FLOOR_OF = {name: floor for floor, names in enumerate(reversed(LAYERS)) for name in names}
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
 def imports(path: Path, at_import_only: bool = False) -> Iterator[str]:
@@ -51,70 +39,53 @@ def imports(path: Path, at_import_only: bool = False) -> Iterator[str]:
                 yield f"{node.module}.{alias.name}"
 
 
-def units_imported(path: Path) -> set[str]:
-    found = set()
-    for name in imports(path):
-        first, *rest = name.split(".")
-        if first == "mnist_accel":
-            found.add(rest[0] if rest and rest[0] in LAYER_OF else "mnist_accel")
-    return found
+def packages(path: Path) -> set[str]:
+    """What it imports from anybody."""
+    return {name.split(".")[0] for name in imports(path)}
 
 
-def importers_of(top_level: str) -> set[str]:
-    """Files of the project, tests aside, that import a package by this name anywhere."""
+def rooms(path: Path) -> set[str]:
+    """What it imports from us: folders and files of the package."""
+    return {name.split(".")[1] for name in imports(path) if name.startswith("mnist_accel.")} & FLOOR_OF.keys()
+
+
+def importers_of(package: str) -> set[str]:
+    """Files of the project, tests aside, that import it anywhere."""
     files = [*MODULES, ROOT / "launch.py", *(ROOT / "recipes").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
-    return {
-        path.relative_to(ROOT).as_posix()
-        for path in files
-        if any(name.split(".")[0] == top_level for name in imports(path))
-    }
+    return {path.relative_to(ROOT).as_posix() for path in files if package in packages(path)}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_imports_run_downwards(path: Path) -> None:
-    own = unit(path)
-    assert own in LAYER_OF, f"{own} has no layer yet: give it one here, as DESIGN says"
-    for other in units_imported(path) - {own}:
-        assert LAYER_OF[other] < LAYER_OF[own], f"{path.name} imports {other}, which is not below it"
+    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    assert own in FLOOR_OF, f"{own} has no layer yet: give it one here"
+    for other in rooms(path) - {own}:
+        assert FLOOR_OF[other] < FLOOR_OF[own], f"{path.name} imports {other}, which is not below it"
 
 
-def test_the_engine_knows_no_console_no_files_and_no_profiler() -> None:
-    known = units_imported(PACKAGE / "engine.py")
-    assert not known & {"report", "cli", "run", "claims", "runtime", "profiling", "checkpoint", "recipe"}
-    assert not {"rich", "pathlib", "json", "safetensors", "os"} & {
-        name.split(".")[0] for name in imports(PACKAGE / "engine.py")
-    }
+def test_training_knows_no_files_and_no_recipe() -> None:
+    for path in (PACKAGE / "training").glob("*.py"):
+        assert not rooms(path) & {"files", "recipe", "cli"}
+        assert not packages(path) & {"rich", "pathlib", "json", "safetensors", "os"}
 
 
-def test_networks_know_nothing_of_training() -> None:
+def test_data_and_networks_know_no_recipe_and_networks_only_torch() -> None:
+    assert not any("recipe" in rooms(path) for path in (PACKAGE / "data").glob("*.py"))
     for path in (PACKAGE / "models").glob("[!_]*.py"):
-        assert units_imported(path) <= {"models", "dropout"}
-        assert {name.split(".")[0] for name in imports(path)} <= {"mnist_accel", "torch", "collections"}
+        assert rooms(path) <= {"models"} and packages(path) <= {"mnist_accel", "torch", "collections", "typing"}
 
 
-def test_data_knows_nothing_of_training() -> None:
-    for path in (PACKAGE / "data").rglob("*.py"):
-        assert units_imported(path) <= {"data", "errors", "files", "seeding", "phase"}
+def test_one_folder_imports_rich() -> None:
+    assert {Path(name).parent.as_posix() for name in importers_of("rich")} == {"mnist_accel/console"}
 
 
-def test_builders_take_flat_arguments_and_so_never_see_a_recipe() -> None:
-    who = {unit(path) for path in MODULES if "recipe" in units_imported(path)}
-    assert who <= {"cli", "claims", "checkpoint", "resume", "outcome", "trial", "fit", "run", "report", "commands"}
-
-
-def test_one_file_imports_rich() -> None:
-    assert importers_of("rich") == {"mnist_accel/report.py"}
-
-
-def test_in_the_program_only_launch_and_the_commands_load_recipes() -> None:
-    who = {name for name in importers_of("recipes") if name == "launch.py" or name.startswith("mnist_accel/")}
-    assert "launch.py" in who
-    assert all(name == "launch.py" or name.startswith("mnist_accel/commands/") for name in who)
-
-
-def test_the_stock_scripts_are_for_measuring_only() -> None:
-    who = {name for name in importers_of("benchmarks") if not name.startswith("benchmarks/")}
-    assert all(name.startswith("mnist_accel/commands/") for name in who)
+def test_in_the_program_only_launch_and_the_commands_load_recipes_and_only_commands_measure() -> None:
+    loading, measuring = (
+        {name for name in importers_of(package) if not name.startswith("benchmarks/")}
+        for package in ("recipes", "benchmarks")
+    )
+    assert "launch.py" in loading
+    assert all(name.startswith("mnist_accel/commands/") for name in loading - {"launch.py"} | measuring)
 
 
 def test_torchvision_is_imported_in_one_place_and_late() -> None:

@@ -39,6 +39,7 @@ from mnist_accel.runs.result import RunResult
 from mnist_accel.runs.watcher import Watcher
 from mnist_accel.training.eager_step import EagerStep
 from mnist_accel.training.graph_step import GraphStep, can_capture
+from mnist_accel.training.state import StepFigures
 
 pytestmark = [
     pytest.mark.gpu,
@@ -46,6 +47,7 @@ pytestmark = [
 ]
 Fit = Callable[..., Fitted]
 MakeRuntime = Callable[..., Runtime]
+WARPED = {"rotation": 10, "translation": 0.1, "scale": 0.1, "shear": 5}
 WITH_GPU = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0")}
 
 
@@ -93,8 +95,7 @@ def test_clipping_sees_gradients_without_fp16s_scale(fit: Fit, make_runtime: Mak
     """Scaled by 65,536, every gradient would be clipped to next to nothing."""
     runtime = make_runtime("fp16", "cuda")
     free, clipped = (
-        fit(runtime, tiny, optimizer="sgd", lr_at=lambda step: 0.1, clip_norm=clip, epochs=4).losses
-        for clip in (0.0, 1_000.0)
+        fit(runtime, tiny, optimizer="sgd", lr=0.1, clip_norm=clip, epochs=4).losses for clip in (0.0, 1_000.0)
     )
     assert free[-1] < free[0] - 0.1
     assert clipped == pytest.approx(free, rel=0.02)
@@ -102,11 +103,10 @@ def test_clipping_sees_gradients_without_fp16s_scale(fit: Fit, make_runtime: Mak
 
 def test_a_gpu_and_a_cpu_agree(fit: Fit, make_runtime: MakeRuntime, larger: Dataset) -> None:
     """The same samples and augmentation: first losses but for rounding, final accuracy within the noise of a seed."""
-    augmentation = Augmentation(rotation=10, translation=0.1, scale=0.1, shear=5)
     first, whole = [], []
     for device in ("cpu", "cuda"):
         runtime = make_runtime("fp32", device)
-        first.append(fit(runtime, larger, augmentation=augmentation, dry_run=True).losses[0])
+        first.append(fit(runtime, larger, **WARPED, dry_run=True).losses[0])
         whole.append(fit(runtime, larger, epochs=3, lr_at=falling))
     assert first[1] == pytest.approx(first[0], rel=1e-3)
     on_cpu, on_gpu = whole
@@ -172,7 +172,7 @@ def test_fp16_s_first_steps_may_overflow(fit: Fit, make_runtime: MakeRuntime, ti
         stepper = EagerStep(*args)
         ordinary = stepper.step
 
-        def step(*how: Any) -> tuple[float, int]:
+        def step(*how: Any) -> StepFigures:
             told = ordinary(*how)
             scales.append(scaler.get_scale())
             momenta.extend(state["momentum_buffer"].clone() for state in stepper.optimizer.state.values())
@@ -181,7 +181,7 @@ def test_fp16_s_first_steps_may_overflow(fit: Fit, make_runtime: MakeRuntime, ti
         stepper.step = step  # type: ignore[method-assign]
         return stepper
 
-    how: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.9, "lr_at": lambda step: 0.05, "epochs": 6}
+    how: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.9, "lr": 0.05, "epochs": 6}
     fitted = fit(runtime, tiny, build_stepper=build, **how)
     assert scales[0] == 2.0**29 and scales[-1] < 2.0**28
     assert momenta and all(buffer.isfinite().all() for buffer in momenta)
@@ -301,13 +301,13 @@ def test_memory_stays_flat_over_a_thousand_replays(fit: Fit, make_runtime: MakeR
     taken: list[tuple[int, int]] = []
 
     class Weighed(GraphStep):
-        def step(self, *how: Any) -> tuple[float, int]:
+        def step(self, *how: Any) -> StepFigures:
             told = super().step(*how)
             taken.append((torch.cuda.memory_allocated(), torch.cuda.memory_reserved()))
             return told
 
     graphs = Graphs(Weighed)
-    how: dict[str, Any] = {"batch_size": 10, "epochs": 18, "ema": 0.9, "augmentation": Augmentation(rotation=10)}
+    how: dict[str, Any] = {"batch_size": 10, "epochs": 18, "ema": 0.9, "rotation": 10}
     fit(make_runtime("fp32", "cuda"), tiny, build_stepper=graphs, **how)
     assert graphs.stepper.replay is not None and len(taken) == 18 * 60
     at_each_end = taken[59::60][1:]  # in the second epoch all is there that will be: its order, its evaluation
@@ -326,7 +326,7 @@ def test_a_captured_step_trains_as_the_ordinary_one(
     fit: Fit, make_runtime: MakeRuntime, tiny: Dataset, optimizer: str, precision: str
 ) -> None:
     skip_without(precision)
-    how: dict[str, Any] = {
+    how: dict[str, Any] = WARPED | {
         "optimizer": optimizer,
         "momentum": 0.9,
         "batch_size": 130,  # the last batch of an epoch has 80 images, and no graph
@@ -335,7 +335,6 @@ def test_a_captured_step_trains_as_the_ordinary_one(
         "dropout": 0.3,
         "clip_norm": 1.0,
         "ema": 0.7,
-        "augmentation": Augmentation(rotation=10, translation=0.1, scale=0.1, shear=5),
     }
     said: list[str] = []
     graphs = Graphs(tell=said.append)
@@ -354,7 +353,7 @@ def test_a_captured_step_draws_the_same_dropout(
     fit: Fit, make_runtime: MakeRuntime, tiny: Dataset, network: str
 ) -> None:
     """Weights that stay where they are leave nothing else that could differ; another mask would by some percent."""
-    how: dict[str, Any] = {"network": network, "dropout": 0.5, "lr_at": lambda step: 0.0, "optimizer": "sgd"}
+    how: dict[str, Any] = {"model": network, "dropout": 0.5, "lr_at": lambda step: 0.0, "optimizer": "sgd"}
     runtime = make_runtime("fp32", "cuda")
     captured = fit(runtime, tiny, build_stepper=GraphStep, **how)
     assert captured.losses == pytest.approx(fit(runtime, tiny, **how).losses, rel=1e-5)
@@ -594,7 +593,7 @@ def test_a_trace_of_replayed_graphs_is_read_and_says_that_it_cannot_name_layers(
     )
 
     class Traced(GraphStep):
-        def step(self, *how: Any) -> tuple[float, int]:
+        def step(self, *how: Any) -> StepFigures:
             told = super().step(*how)
             profiler.step()
             return told

@@ -1,0 +1,140 @@
+"""What a run's result says, and with what it may be compared."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import Ran
+from test_folder import STATS
+
+import recipes
+from mnist_accel import cli
+from mnist_accel.data.dataset import Dataset
+from mnist_accel.errors import CleanExit, Interrupted, OutOfMemory, PeerLost, TrainingFailed
+from mnist_accel.machine.runtime import Runtime
+from mnist_accel.runs.result import Progress, RunResult, describe
+from mnist_accel.runs.watcher import Watcher
+from mnist_accel.training.state import EpochStats, Position
+
+Described = Callable[..., RunResult]
+
+
+@pytest.fixture
+def described(runtime: Runtime, tiny: Dataset) -> Described:
+    """The result of a run of ``onepoch`` on MNIST after its one epoch, but for what is said."""
+
+    def described(*words: str, data: str = "mnist", error: Exception | None = None) -> RunResult:
+        request = cli.parse(["recipe=onepoch", *words], recipes.names(), recipes.load)
+        progress = Progress(Position(epoch=1, history=[STATS]), error=error)  # type: ignore[arg-type]
+        return describe(request, runtime, replace(tiny, name=data), progress, time.perf_counter(), None)
+
+    return described
+
+
+@pytest.mark.parametrize(
+    ("words", "data", "error", "compared"),
+    [
+        ((), "mnist", None, True),
+        (("seed=3",), "mnist", None, True),
+        (("threads=1", "checkpoint_every=5"), "mnist", None, True),
+        ((), "synthetic", None, False),
+        ((), "mnist", TrainingFailed("loss is nan"), False),
+        ((), "mnist", PeerLost("gone"), False),
+        ((), "mnist", Interrupted(15), False),
+        (("validation=5000",), "mnist", None, False),
+        (("lr=0.5", "seed=3"), "mnist", None, False),
+        (("epochs=2",), "mnist", None, False),
+        (("batch_size=70",), "mnist", None, False),
+        (("rotation=3",), "mnist", None, False),
+        (("dry_run=true",), "mnist", None, False),
+    ],
+)
+def test_only_the_documented_run_is_held_against_what_is_documented(
+    described: Described, words: tuple[str, ...], data: str, error: Exception | None, compared: bool
+) -> None:
+    claims = described(*words, data=data, error=error).claims
+    accuracy = [claim for claim in claims if claim.name.startswith("accuracy")]
+    assert accuracy and all((claim.met is not None) == compared for claim in accuracy)
+    assert all(claim.measured == STATS.accuracy for claim in accuracy)
+    (parameters,) = [claim for claim in claims if claim.name.startswith("parameters")]
+    assert parameters.met is True  # the network has them all the same
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (None, "finished"),
+        (TrainingFailed("loss is nan"), "failed"),
+        (PeerLost("gone"), "interrupted"),
+        (OutOfMemory("full"), "interrupted"),
+        (Interrupted(2), "interrupted"),
+    ],
+)
+def test_what_would_fail_again_has_failed_and_everything_else_can_be_gone_on_with(
+    described: Described, error: Exception | None, status: str
+) -> None:
+    result = described(error=error)
+    assert (result.status, result.error) == (status, None if error is None else str(error))
+
+
+# Of whole runs
+
+
+@pytest.mark.parametrize(("words", "met"), [((), False), (("seed=3",), False), (("lr=0.01",), None)])
+def test_a_run_is_held_against_its_claims_where_it_is_the_documented_one(
+    run_here: Callable[..., Ran], tiny: Dataset, words: tuple[str, ...], met: bool | None
+) -> None:
+    accuracy, _ = run_here("recipe=onepoch", *words, data=replace(tiny, name="mnist")).result.claims
+    assert (accuracy.met, accuracy.measured is not None) == (met, True)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (TrainingFailed("lost its way"), "failed"),
+        (RuntimeError("DefaultCPUAllocator: not enough memory"), "interrupted"),
+    ],
+)
+def test_a_run_that_failed_is_held_against_no_claim(
+    error: Exception, status: str, run_here: Callable[..., Ran], tiny: Dataset, tmp_path: Path
+) -> None:
+    def fail(stats: EpochStats) -> None:
+        raise error
+
+    with pytest.raises(CleanExit):
+        run_here(
+            "recipe=onepoch",
+            f"out={tmp_path / 'failed'}",
+            data=replace(tiny, name="mnist"),
+            watcher=Watcher(on_epoch=fail),
+        )
+    result = json.loads((tmp_path / "failed" / "result.json").read_text())
+    assert (result["status"], result["optimizer_steps"]) == (status, 10)
+    assert [(claim["measured"] is not None, claim["met"]) for claim in result["claims"]] == [(True, None), (True, True)]
+
+
+def test_a_result_says_what_was_trained_on_what_and_where(run_here: Callable[..., Ran], tiny: Dataset) -> None:
+    words = ("recipe=is3", "epochs=2", "batch_size=250", "seed=4", "validation=100", "threads=1")
+    ran = run_here(*words)
+    result, recipe = ran.result, recipes.load("is3")
+    assert (result.recipe, result.model, result.params) == ("is3", recipe.model, 144_833)
+    assert (result.dataset, result.train_images, result.test_images) == ("synthetic", 500, 100)
+    assert "scored on 100 held-out" in result.dataset_reason
+    assert (result.epochs, result.batch_size, result.optimizer_steps, result.seed) == (2, 250, 4, 4)
+    assert (result.device, result.world_size, result.threads, result.precision) == ("cpu", 1, 1, "fp32")
+    first, last = result.history
+    assert (first.epoch, last.epoch, first.steps, last.images) == (1, 2, 2, 500)
+    for name in ("accuracy", "correct", "total", "train_loss", "test_loss", "positive"):
+        assert getattr(result, name) == getattr(last, name), name
+    assert result.train_seconds == pytest.approx(first.train_seconds + last.train_seconds)
+    assert result.eval_seconds == pytest.approx(first.eval_seconds + last.eval_seconds)
+    assert result.total_seconds > result.train_seconds + result.eval_seconds
+    assert result.images_per_second == pytest.approx(1000 / result.train_seconds)
+    assert result.command[: len(words)] == list(words)
+    assert (result.status, result.error, result.resumed_from, result.dry_run) == ("finished", None, None, False)
+    stored = json.loads((ran.folder / "recipe.json").read_text())
+    assert stored["recipe"]["batch_size"] == 250 and stored["options"]["threads"] == 1
+    assert json.loads((ran.folder / "result.json").read_text())["correct"] == result.correct
