@@ -387,7 +387,7 @@ def test_every_convolution_is_timed_alone_and_in_the_step(
     monkeypatch.chdir(tmp_path)
     recipe = replace(recipes.load("onepoch"), batch_size=8)
     rows = convolutions.measure(recipe, make_runtime(), data, rounds=1, repeats=1)
-    assert [row.name for row in rows] == ["0", "6"]
+    assert [row.name for row in rows] == ["conv1", "conv2"]
     assert all(row.in_step > 0 and row.alone > 0 and 0 < row.share < 100 for row in rows)
     assert list((tmp_path / "profiles").iterdir()) == []
 
