@@ -236,9 +236,9 @@ def test_nothing_is_cut_in_two_at_any_width(columns: int, tmp_path: Path, capsys
     show_profile(Console(width=columns, force_terminal=True, color_system=None, highlight=False), summary)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= columns
-    for word in ("conv9 [30]", "backward", "the step", "8×16×24²", "Profiling:", "GFLOP/s,"):
+    for word in ("conv9", "backward", "the step", "8×16×24²", "Profiling:", "GFLOP/s,"):
         assert any(word in line for line in lines), f"{word} is cut in two"
-    assert sum(line.startswith("conv9 [30]") for line in lines) == (1 if columns == 200 else 2)
+    assert sum(line.startswith("conv9") for line in lines) == (1 if columns == 200 else 2)
     if columns == 40:
         assert sum(line.startswith("  forward %: ") for line in lines) == len(summary.convolutions)
 
