@@ -53,7 +53,7 @@ def row_of(record: Record) -> str:
 
 def filled(text: str, row: str) -> str:
     if len(ROW.findall(text)) != 1:
-        raise UserError("README: has not one row that begins with '| on a GPU'. Put it back")
+        raise UserError("docs/speed.md: has not one row that begins with '| on a GPU'. Put it back")
     return ROW.sub(lambda found: f"{row}{found[1]}|", text)
 
 

@@ -12,7 +12,6 @@ from benchmarks.sides import beginning, our_epoch, our_seconds
 from mnist_accel import cli, errors
 from mnist_accel.data.dataset import load_dataset
 from mnist_accel.machine.runtime import start_runtime
-from mnist_accel.runs.watcher import Watcher
 
 WARM_UP_STEPS = 10
 LAST_STEPS = 20  # one batch's loss would be noise
@@ -26,8 +25,9 @@ def main() -> int:
     data = load_dataset(options.dataset, options.data_dir)
     our_seconds(recipe, runtime, beginning(recipe, data, WARM_UP_STEPS))
     losses: list[float] = []
-    watcher = Watcher(on_step=lambda info: losses.append(info.loss))
-    stats = our_epoch(recipe, runtime, beginning(recipe, data, int(steps)), watcher)
+    stats = our_epoch(
+        recipe, runtime, beginning(recipe, data, int(steps)), on_step=lambda info: losses.append(info.loss)
+    )
     speed = stats.images / stats.train_seconds
     said = {"precision": runtime.precision, "images_per_second": speed, "loss": mean(losses[-LAST_STEPS:])}
     print(json.dumps(said))

@@ -29,7 +29,6 @@ from mnist_accel.machine.runtime import Runtime
 from mnist_accel.models import build_model, count_parameters
 from mnist_accel.models.onepoch import SECOND_WIDTH
 from mnist_accel.recipe import Recipe
-from mnist_accel.runs.watcher import Watcher
 
 PROJECT = Path(__file__).resolve().parents[1]
 DOCUMENTED = {"efficient25k": 8_762, "sub20k": 19_712, "compact13k": 13_808, "is3": 144_833}
@@ -210,9 +209,8 @@ def test_a_ratio_meets_its_target_by_its_median(at_most: bool) -> None:
 def test_our_side_stops_without_a_word_about_resuming(
     number: signal.Signals, error: type[BaseException], runtime: Runtime, data: Dataset
 ) -> None:
-    watcher = Watcher(on_step=lambda info: signal.raise_signal(number))
     with pytest.raises(error) as stopped:
-        sides.our_epoch(recipes.load("is3"), runtime, data, watcher)
+        sides.our_epoch(recipes.load("is3"), runtime, data, on_step=lambda info: signal.raise_signal(number))
     if error is SystemExit:
         assert stopped.value.code == 143
 
@@ -387,7 +385,7 @@ def test_every_convolution_is_timed_alone_and_in_the_step(
     monkeypatch.chdir(tmp_path)
     recipe = replace(recipes.load("onepoch"), batch_size=8)
     rows = convolutions.measure(recipe, make_runtime(), data, rounds=1, repeats=1)
-    assert [row.name for row in rows] == ["0", "6"]
+    assert [row.name for row in rows] == ["conv1", "conv2"]
     assert all(row.in_step > 0 and row.alone > 0 and 0 < row.share < 100 for row in rows)
     assert list((tmp_path / "profiles").iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""``make gpu``: one line where there is no GPU; with one made up: each piece on its own, one file, the README's row."""
+"""``make gpu``: one line where there is no GPU; with one made up: each piece on its own, one file, one row of docs."""
 
 import json
 import signal
@@ -301,33 +301,33 @@ def test_a_profile_and_both_ways_of_a_step(
     json.dumps(found, allow_nan=False)
 
 
-# The README's row
+# The row of docs/speed.md
 
 
-def filled(record: Record, readme: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def filled(record: Record, page: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     record.save()
-    monkeypatch.setattr(sys, "argv", ["gpu_row", str(record.path), str(readme)])
+    monkeypatch.setattr(sys, "argv", ["gpu_row", str(record.path), str(page)])
     assert gpu_row.main() == 0
-    return readme.read_text()
+    return page.read_text()
 
 
-def test_one_command_fills_the_readme_s_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    readme, before = tmp_path / "README.md", (PROJECT / "README.md").read_text()
-    readme.write_text(before)
+def test_one_command_fills_the_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page, before = tmp_path / "speed.md", (PROJECT / "docs" / "speed.md").read_text()
+    page.write_text(before)
     figures = benched("subject=epoch", "recipe=onepoch")
     record = Record(tmp_path / "gpu.json", FACTS, parts={gpu_row.PART: {"figures": figures}})
-    after = filled(record, readme, monkeypatch)
+    after = filled(record, page, monkeypatch)
     row = (
         "| on a GPU (NVIDIA H200, 16 cores, torch 2.11.0+cu130): `subject=epoch recipe=onepoch steps=0 pairs=3`, "
         "against the stock script, 8 workers | 0.2 s | 4 s | 20 | 5 |"
     )
     changed = [lines for lines in zip(before.splitlines(), after.splitlines(), strict=True) if lines[0] != lines[1]]
     assert [now for _, now in changed] == [row] and changed[0][0].startswith("| on a GPU")
-    assert filled(record, readme, monkeypatch) == after
+    assert filled(record, page, monkeypatch) == after
 
     figures["dataset"] = "synthetic"
     figures["comparisons"][0]["sides"]["ours"] = [0.05]
-    again = filled(record, readme, monkeypatch)
+    again = filled(record, page, monkeypatch)
     assert "drawn digits" in again and "| 0.05 s |" in again and again.count("| on a GPU") == 1
 
 

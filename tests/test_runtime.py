@@ -11,6 +11,7 @@ import torch
 from jobs import ROOT
 
 from mnist_accel.errors import UserError
+from mnist_accel.machine import launcher
 from mnist_accel.machine import runtime as module
 from mnist_accel.machine.launcher import has_to_spawn
 from mnist_accel.machine.runtime import Runtime, choose_device, choose_precision, usable_cores
@@ -185,11 +186,11 @@ def test_a_launchers_environment_that_does_not_hold_together_is_refused(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=r"^(WORLD_SIZE|LOCAL_RANK)=\S+: set in the environment"):
-        module.check_launcher()
+        launcher.check_launcher()
 
 
 def test_processes_are_started_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("WORLD_SIZE", "ACCELERATE_MIXED_PRECISION", module.SPAWNED):
+    for name in ("WORLD_SIZE", "ACCELERATE_MIXED_PRECISION", launcher.SPAWNED):
         monkeypatch.delenv(name, raising=False)
     assert not has_to_spawn(None) and not has_to_spawn(1)
     assert has_to_spawn(2)
@@ -203,7 +204,7 @@ def test_processes_are_started_once(monkeypatch: pytest.MonkeyPatch) -> None:
         has_to_spawn(1)
     with pytest.raises(UserError, match=r"^processes=2: a launcher already started this job with 2\. Leave processes"):
         has_to_spawn(2)
-    monkeypatch.setenv(module.SPAWNED, "1")
+    monkeypatch.setenv(launcher.SPAWNED, "1")
     assert not has_to_spawn(2)
 
 

@@ -317,17 +317,17 @@ def test_the_share_is_measured_against_gradients_that_stay_where_they_are(
         textwrap.dedent(
             """
             import json, sys, torch
-            from benchmarks.all_reduce import gradients_left_alone
+            from benchmarks.all_reduce import LossAlone
             from mnist_accel import errors
             from mnist_accel.machine.job import spawn, wait_for_ranks
             from mnist_accel.machine.launcher import has_to_spawn
             from mnist_accel.machine.runtime import prepare, start_runtime
             from mnist_accel.training.exchange import Exchange, Patience
 
-            def step(runtime):
+            def step(runtime, kind):
                 model = torch.nn.Linear(2, 1)
                 prepared, _ = prepare(runtime, model, torch.optim.SGD(model.parameters(), lr=0.1))
-                exchange = Exchange(prepared, Patience())
+                exchange = kind(prepared, Patience())
                 exchange.tell(torch.tensor(10.0 ** runtime.rank), 0)
                 prepared(torch.full((1, 2), 1.0 + runtime.rank)).sum().backward()
                 return [model.weight.grad[0, 0].item(), exchange.heard()[0]]
@@ -336,10 +336,9 @@ def test_the_share_is_measured_against_gradients_that_stay_where_they_are(
                 if has_to_spawn(2):
                     return spawn(2, __file__, [])
                 runtime = start_runtime("fp32", "cpu", 1)
-                with gradients_left_alone():
-                    apart = step(runtime)
+                apart = step(runtime, LossAlone)
                 # In one piece: the ranks write side by side.
-                sys.stdout.write(json.dumps([runtime.rank, apart, step(runtime)]) + "\\n")
+                sys.stdout.write(json.dumps([runtime.rank, apart, step(runtime, Exchange)]) + "\\n")
                 wait_for_ranks()
                 return 0
 

@@ -75,7 +75,7 @@ def test_a_folder_s_first_trace_is_shown_with_what_the_run_measured(said: Said, 
     assert any(
         re.match(r"Of 3 traced steps \d were set aside, longer than 1.25 times the median; times", x) for x in lines
     )
-    assert cells(lines, "conv2 [6]")[1] == "8×5×13² → 32×11², 3²" and "-" not in cells(lines, "conv2 [6]")
+    assert cells(lines, "conv2")[1] == "8×5×13² → 32×11², 3²" and "-" not in cells(lines, "conv2")
     assert any("matrix product 123 GFLOP/s, copy 45 GB/s" in line for line in lines)
     assert any(
         line.startswith("Profiling: a step took 3.00 ms with it and 2.00 ms without (1.50 times") for line in lines
@@ -235,9 +235,9 @@ def test_nothing_is_cut_in_two_at_any_width(columns: int, tmp_path: Path, capsys
     show_profile(Console(width=columns, force_terminal=True, color_system=None, highlight=False), summary)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= columns
-    for word in ("conv9 [30]", "backward", "the step", "8×16×24²", "Profiling:", "GFLOP/s,"):
+    for word in ("conv9", "backward", "the step", "8×16×24²", "Profiling:", "GFLOP/s,"):
         assert any(word in line for line in lines), f"{word} is cut in two"
-    assert sum(line.startswith("conv9 [30]") for line in lines) == (1 if columns == 200 else 2)
+    assert sum(line.startswith("conv9") for line in lines) == (1 if columns == 200 else 2)
     if columns == 40:
         assert sum(line.startswith("  forward %: ") for line in lines) == len(summary.convolutions)
 
