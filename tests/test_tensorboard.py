@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 from urllib.request import urlopen
 
 import pytest
-from conftest import Launch, a_run
+from jobs import Launch, a_run
 
 from mnist_accel.profiling.layers import analyse
 from mnist_accel.profiling.trace_file import read_trace
@@ -91,9 +91,10 @@ def test_overview_and_operator_table_show_our_steps_and_convolutions(ask: Ask, h
     by_name = {row["name"]: row for row in table}
     calls = summary["steps"] * len(summary["convolutions"])
     assert by_name["aten::conv2d"]["calls"] == by_name["aten::convolution_backward"]["calls"] == calls
-    # Our rows and the plugin's table are two readings of the same trace.
-    forward = sum(row.forward_us for row in analyse(read_trace(profile / summary["trace"])).convolutions)
-    assert by_name["aten::conv2d"]["host_total_duration"] == pytest.approx(forward, rel=0.05)
+    # Two readings of the same trace, disturbed steps and all: the plugin's table has sums over every step.
+    (trace,) = profile.glob("rank0.*")
+    forward = sum(row.forward_us for row in analyse(read_trace(trace)).convolutions)
+    assert by_name["aten::conv2d"]["host_total_duration"] == pytest.approx(forward, rel=0.01)
 
 
 @pytest.mark.slow
