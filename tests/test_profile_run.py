@@ -68,7 +68,7 @@ def test_it_leaves_a_trace_under_the_plugin_s_name_and_a_summary(profiled: Run, 
     assert summary["step_spread_ms"] > 0 and all(row["backward_spread_ms"] > 0 for row in summary["convolutions"])
     assert sum(part["percent"] for part in summary["verdict"]["parts"]) == 100
     assert {"cpu", "cores", "torch", "threads", "device"} <= set(summary["machine"])
-    assert [row["module"] for row in summary["convolutions"]] == ["0", "4", "8"]
+    assert [row["module"] for row in summary["convolutions"]] == ["conv1", "conv2", "conv3"]
     assert all(row["roofline_percent"] > 0 and row["forward_ms"] > 0 for row in summary["convolutions"])
 
 
@@ -98,10 +98,10 @@ def test_the_console_shows_all_four_parts(profiled: Run) -> None:
     for phase in ("data", "augmentation", "forward", "loss", "backward", "optimizer", "the step"):
         assert any(row[0] == phase for row in rows), phase
     (header,) = (row for row in rows if "GFLOP forward" in row)
-    conv2 = next(row for row in rows if row[0] == "conv2 [4]")
+    conv2 = next(row for row in rows if row[0] == "conv2")
     assert len(conv2) == 1 + len(header)  # the name has no header
     assert conv2[1:5] == ["50×8×14² → 16×14², 3² pad 1", "0.0226", "0.0226", "0.0226"]
-    assert next(row for row in rows if row[0] == "conv1 [0]")[4] == "0"
+    assert next(row for row in rows if row[0] == "conv1")[4] == "0"
     assert any(line.startswith("Roof: fp32 matrix product ") for line in lines)
     assert any(line.startswith("Profiling: a step took ") for line in lines)
     assert any(line.startswith("python -m mnist_accel trace profiles/efficient25k-") for line in lines)
@@ -153,7 +153,7 @@ def test_a_folder_that_cannot_be_written_costs_a_line_and_code_4(run_launch: Lau
     assert run.code == 4 and run.result["status"] == "finished"
     (warning,) = (line for line in run.out.splitlines() if line.startswith("warning: "))
     assert re.fullmatch(r"warning: profiles/\S+ could not be made: File exists; the run goes on", warning)
-    assert "conv2 [4]" in run.out, "the tables need no file"
+    assert "conv2" in run.out, "the tables need no file"
 
 
 def test_a_full_disk_costs_a_line_and_code_4(run_launch: Launch, tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ class Told:
     def __init__(self) -> None:
         self.problems: list[str] = []
         self.summaries: list[ProfileSummary] = []
-        self.seconds = 0.0  # that are no training time
+        self.seconds = 0.0
 
 
 @pytest.fixture
@@ -318,7 +318,7 @@ def test_no_training_time_has_what_profiling_takes_and_no_step_what_a_checkpoint
     # The loop adds up all that passes between two steps, so this is taken off: two looks in each planned step and in
     # the one before them, and the measuring.
     looks = sum(PLANNED.values()) + 1
-    assert told.seconds == pytest.approx(1000 + looks * 0.001) == pytest.approx(profile.seconds)
+    assert told.seconds == pytest.approx(1000 + looks * 0.001)
     (summary,) = told.summaries
     assert summary.cost is not None and summary.cost.seconds == pytest.approx(told.seconds)
     # A look around the checkpoint and one at the step's end: no step has the 50 seconds.

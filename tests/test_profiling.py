@@ -24,12 +24,13 @@ from mnist_accel.phase import PHASES
 from mnist_accel.profiling import roofline, trace_file
 from mnist_accel.profiling.collect import PLANNED, naming_layers, plan
 from mnist_accel.profiling.compare import compare
+from mnist_accel.profiling.flops import shape_of
 from mnist_accel.profiling.folder import make_folder
 from mnist_accel.profiling.layers import IDLE, Analysis, analyse
 from mnist_accel.profiling.roofline import Roofline, measure_roofline, roofline_that_fits
 from mnist_accel.profiling.summary import ProfileSummary, RankTimes, as_json, summarise, summary_beside
 from mnist_accel.profiling.timeline import BACKWARD_NODE
-from mnist_accel.profiling.trace_file import find_traces, read_trace
+from mnist_accel.profiling.trace_file import Event, find_traces, read_trace
 from mnist_accel.profiling.verdict import Part, adding_up, find_verdict, sentence
 
 RECIPES = recipes.names()
@@ -449,7 +450,7 @@ def test_flops_equal_the_arithmetic_on_paper_and_torch_s_own_count(
 
 @pytest.mark.parametrize(
     ("module", "axes"),
-    [(nn.ConvTranspose2d(4, 6, 3, stride=2), 2), (nn.Conv3d(4, 6, 3), 3)],
+    [(nn.ConvTranspose2d(4, 4, 3, stride=2), 2), (nn.Conv3d(4, 6, 3), 3)],
 )
 def test_a_convolution_of_another_kind_has_times_but_no_arithmetic(
     module: nn.Module, axes: int, tmp_path: Path
@@ -459,6 +460,20 @@ def test_a_convolution_of_another_kind_has_times_but_no_arithmetic(
     (row,) = summarise(analyse(read_trace(path)), Roofline("fp32", 100.0, 1.0)).convolutions
     assert row.forward_ms > 0 and row.backward_ms > 0
     assert (row.shape, row.gflop_forward, row.gflops, row.roofline_percent) == ("", None, None, None)
+
+
+def test_what_no_convolution_can_be_has_no_shape() -> None:
+    found = []
+    for images, weights, stride in (
+        ([2, 4, 5, 5], [4, 4, 3, 3], "[1, 1]"),
+        ([2, 4, 5, 5], [4, 4, 3, 3], "[0, 0]"),
+        ([2, 4, 5, 5], [4, 3, 3, 3], "[1, 1]"),  # four channels for three
+        ([2, 4, 2, 2], [4, 4, 3, 3], "[1, 1]"),  # a kernel larger than the image
+    ):
+        said = ["", "", "", stride, "[0, 0]", "[1, 1]", "False"]
+        details = {"Input Dims": [images, weights], "Concrete Inputs": said}
+        found.append(shape_of(Event("aten::convolution", "cpu_op", ("1", "1"), 0.0, 1.0, details)))
+    assert [str(shape) for shape in found] == ["2×4×5² → 4×3², 3²", "None", "None", "None"]
 
 
 def test_achieved_intensity_and_percent_of_the_roof_follow_from_the_times(tmp_path: Path) -> None:
@@ -769,6 +784,7 @@ def with_event(**changes: Any) -> str:
         ('{"traceEvents": ' + nested(100_000) + "}", "recursion limit"),
         (gzip.compress(b'{"traceEvents": []}')[:-6], "cut off or damaged"),
         (b"\x1f\x8b" + b"rubbish" * 9, "cut off or damaged"),
+        (gzip.compress(b"")[:10] + b"\xff" * 20, "cut off or damaged"),
     ],
 )
 def test_a_foreign_or_damaged_file_costs_one_line(content: bytes | str, says: str, tmp_path: Path) -> None:
