@@ -69,7 +69,7 @@ def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer, average: Weight
 def restore(
     tensors: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None
 ) -> None:
-    """The inverse of ``capture``, in place: what holds on to the model's tensors holds on to them still."""
+    """The inverse of ``snapshot``, in place: what holds on to the model's tensors holds on to them still."""
     model.load_state_dict(dict(with_prefix("model.", tensors)))
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in with_prefix("optimizer.", tensors):

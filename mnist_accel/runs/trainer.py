@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -84,7 +84,7 @@ class Trainer:
             self.average.steps = meta.average_steps
         if self.runtime.accelerator.scaler and meta.scaler:
             self.runtime.accelerator.scaler.load_state_dict(meta.scaler)
-        self.position = meta.position
+        self.position = replace(meta.position, history=list(meta.position.history))
 
     def checkpoint(self) -> tuple[dict[str, Tensor], CheckpointMeta]:
         """All that ``go_on_from`` needs, as of now."""
