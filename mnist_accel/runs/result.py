@@ -34,7 +34,7 @@ class ClaimResult:
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """``result.json``: a stable contract. README explains the fields; they are only ever added to."""
+    """``result.json``: a stable contract. docs/result.md explains the fields; they are only ever added to."""
 
     schema: int = SCHEMA
     status: str  # "finished", "failed" or "interrupted"
