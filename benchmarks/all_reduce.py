@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributed import GradBucket  # type: ignore[attr-defined]
 from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
 
 import recipes
 from benchmarks.sides import our_epoch
@@ -99,6 +100,7 @@ class GradientsLeftAlone(EagerStep):
     """The ranks tell each other their losses only."""
 
     def __post_init__(self) -> None:
+        assert isinstance(self.model, DistributedDataParallel), "there is nothing to switch off"
         self.exchange = LossAlone(self.model, self.patience, self.phase)
 
 

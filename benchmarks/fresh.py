@@ -60,7 +60,7 @@ def precision(
     }
     values, losses = in_turn_with_quality(sides, pairs, "images/s", say)
     ratios = [Ratio(f"{name} / fp32", divided(values[name], values["fp32"])) for name in sides if name != "fp32"]
-    return Comparison(how_long(recipe, data, steps), "images/s", values, ratios, "loss at the end", losses)
+    return Comparison(how_long(recipe, data, steps), "images/s", values, ratios, "training loss", losses)
 
 
 def precisions_of(device: torch.device) -> list[str]:

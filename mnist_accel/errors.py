@@ -7,6 +7,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn, TextIO
 
+# Set for the processes that processes=N starts: its own process id, their parent.
+SPAWNED = "MNIST_ACCEL_SPAWNED"
+
 
 def printable(text: str) -> str:
     """Names and paths may come from anybody: what a terminal would take for a command is shown as a question mark."""
@@ -90,6 +93,8 @@ def exit_with_one_line(run: Callable[[], int]) -> NoReturn:
         if str(error) and (error.here_only or speaks()):
             say(shortened(f"error: {' '.join(str(error).split())}"))
         code = error.exit_code
+        if isinstance(error, PeerLost) and SPAWNED not in os.environ:
+            code = TrainingFailed.exit_code
     except Interrupted as error:
         if is_first_rank():
             say(f"{error}; {error.outlook}")

@@ -67,3 +67,8 @@ def test_the_line_that_was_typed_comes_back_with_resume(
 def test_a_launcher_that_is_not_launch_py_s_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert re.fullmatch(r"\S+ launch\.py recipe=is3 resume=auto", line_to_go_on(["recipe=is3"]))
+
+
+def test_a_run_that_was_named_is_named_again() -> None:
+    line = line_to_go_on(["resume=elsewhere/checkpoints/step-1.safetensors", "recipe=is3"], Path("elsewhere"))
+    assert line.endswith("launch.py recipe=is3 resume=elsewhere")

@@ -19,8 +19,8 @@ from torch.distributed import init_process_group
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from mnist_accel.errors import PeerLost, TrainingFailed, UserError
-from mnist_accel.machine.launcher import SPAWNED, launched_world_size
+from mnist_accel.errors import SPAWNED, PeerLost, TrainingFailed, UserError
+from mnist_accel.machine.launcher import launched_world_size
 
 # Set for the processes that restarts=N starts: a file with the folder of their run, once there is one, …
 FOLDER_FILE = "MNIST_ACCEL_FOLDER_FILE"

@@ -11,10 +11,7 @@ import threading
 import time
 from pathlib import Path
 
-from mnist_accel.errors import UserError
-
-# Set for the processes that processes=N starts: its own process id, their parent.
-SPAWNED = "MNIST_ACCEL_SPAWNED"
+from mnist_accel.errors import SPAWNED, UserError
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 

@@ -122,11 +122,14 @@ def learning(recipe: Recipe) -> dict[str, Any]:
 SCRIPT = "launch.py"
 
 
-def line_to_go_on(words: Sequence[str]) -> str:
-    """``words`` are launch.py's as typed. Asked for at the start: a launcher may be gone once the run is stopped."""
+def line_to_go_on(words: Sequence[str], resumed: Path | None = None) -> str:
+    """``words`` are launch.py's as typed, ``resumed`` is the folder that resume=PATH named.
+
+    Asked for at the start: a launcher may be gone once the run is stopped.
+    """
     kept = [word for word in words if not word.startswith("resume=")]
     script = os.path.relpath(sys.argv[0]) if Path(sys.argv[0]).name == SCRIPT else SCRIPT
-    return shlex.join([*launcher(), script, *kept, "resume=auto"])
+    return shlex.join([*launcher(), script, *kept, f"resume={resumed or 'auto'}"])
 
 
 def launcher() -> list[str]:

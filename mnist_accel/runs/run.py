@@ -1,6 +1,7 @@
 """Trains a recipe here and writes down what came of it. Shared by ``launch.py`` and the commands."""
 
 import socket
+from contextlib import suppress
 from dataclasses import asdict, replace
 
 from accelerate import Accelerator
@@ -33,7 +34,7 @@ from mnist_accel.runs.result import Progress, RunResult, describe
 from mnist_accel.runs.resume import Resumption, find_resumption, line_to_go_on
 from mnist_accel.runs.trainer import Trainer, TrainerCallbacks
 from mnist_accel.runs.watcher import Start, Watcher
-from mnist_accel.training.state import EpochStats, Position
+from mnist_accel.training.state import EpochStats, Position, copy_of
 
 
 @naming_lost_peers()
@@ -54,7 +55,11 @@ def run(request: Request, watcher: Watcher, started: float) -> tuple[RunResult, 
     watcher = watcher if main else Watcher()
     folder.tell = watcher.on_problem
     open_folder(folder, request, runtime, resumed)
-    progress = Progress(again=line_to_go_on(request.command))
+    named = resumed.folder if resumed and request.options.resume != "auto" else None
+    progress = Progress(again=line_to_go_on(request.command, named))
+    if resumed:  # so that it is known also where the trainer cannot be built
+        progress.position = copy_of(resumed.checkpoint.meta.position)
+        progress.saved = (progress.position.epoch, progress.position.step)
     try:
         train(request, runtime, data, folder, progress, watcher, resumed)
     except (TrainingFailed, Interrupted) as error:
@@ -67,7 +72,8 @@ def run(request: Request, watcher: Watcher, started: float) -> tuple[RunResult, 
     if main:
         folder.write_json("result.json", asdict(result))
         if result.status == "failed":
-            tell_later_attempts_failed(str(progress.error))
+            with suppress(PeerLost, RuntimeError):  # the launcher is gone, and nobody is left to tell
+                tell_later_attempts_failed(str(progress.error))
         if progress.error is None:
             watcher.on_end(result)
     if progress.error is not None:
@@ -165,7 +171,6 @@ def train(
     trainer = Trainer.build(request.recipe, request.options, runtime, data)
     if resumed:
         go_on(trainer, resumed, request.options)
-        progress.saved = (trainer.position.epoch, trainer.position.step)
     progress.position = trainer.position
     main = runtime.accelerator.is_main_process
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ from mnist_accel.training.graph_step import GraphStep, can_capture
 from mnist_accel.training.loop import Loop
 from mnist_accel.training.objective import build_objective
 from mnist_accel.training.optim import WeightAverage, build_optimizer, lr_factor
-from mnist_accel.training.state import BuildStepper, Callbacks, Position, Profiler, Unprofiled, ignore
+from mnist_accel.training.state import BuildStepper, Callbacks, Position, Profiler, Unprofiled, copy_of, ignore
 
 if TYPE_CHECKING:
     from mnist_accel.profiling.summary import ProfileSummary
@@ -84,7 +84,9 @@ class Trainer:
             self.average.steps = meta.average_steps
         if self.runtime.accelerator.scaler and meta.scaler:
             self.runtime.accelerator.scaler.load_state_dict(meta.scaler)
-        self.position = replace(meta.position, history=list(meta.position.history))
+        if meta.position.step > self.train_batches.steps_per_epoch:
+            raise ValueError(f"an epoch has {self.train_batches.steps_per_epoch} steps, not {meta.position.step}")
+        self.position = copy_of(meta.position)
 
     def checkpoint(self) -> tuple[dict[str, Tensor], CheckpointMeta]:
         """All that ``go_on_from`` needs, as of now."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Protocol
 
@@ -59,6 +59,10 @@ class Position:
     images: int = 0
     seconds: float = 0.0  # that they took
     history: list[EpochStats] = field(default_factory=list)
+
+
+def copy_of(position: Position) -> Position:
+    return replace(position, history=list(position.history))
 
 
 @dataclass(frozen=True)
