@@ -96,7 +96,14 @@ class Loop:
             self.model.train()
             chosen = next(self.train_batches.selections(self.position.epoch))
             self.stepper.warm_up(chosen, self.dropout_seed(0))
-            evaluate(self.model, self.test_batches, self.objective, self.accelerator, True, self.patience)
+            evaluate(
+                self.model,
+                self.test_batches,
+                self.objective,
+                self.accelerator,
+                dry_run=True,
+                patience=self.patience,
+            )
         return self.clock() - started
 
     def train_epoch(self) -> None:
