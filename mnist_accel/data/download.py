@@ -1,14 +1,16 @@
 """Fetches one file from the first of several mirrors that serves it whole, in bounded time and memory."""
 
 import hashlib
-import queue
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from concurrent.futures import Future, wait
 from http.client import HTTPException
 from urllib.parse import urlsplit
+
+from mnist_accel.errors import printable
 
 TIMEOUT_SECONDS = 10.0
 DEADLINE_SECONDS = 120.0
@@ -51,10 +53,7 @@ def download(
 
 def host(mirror: str) -> str:
     """The part of a mirror's address that a message shows: host and port, never a password."""
-    try:
-        return urlsplit(mirror).netloc.rpartition("@")[2] or mirror
-    except ValueError:
-        return mirror
+    return urlsplit(mirror).netloc.rpartition("@")[2] or mirror
 
 
 def fetch_url(url: str, timeout: float, deadline: float, max_bytes: int) -> bytes:
@@ -64,33 +63,32 @@ def fetch_url(url: str, timeout: float, deadline: float, max_bytes: int) -> byte
     abandoned transfer ends by itself at its next check of the clock, and a daemon thread holds up no exit.
     """
     answered = threading.Event()
-    outcome: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
+    outcome: Future[bytes] = Future()
     start = time.monotonic()
 
     def work() -> None:
         try:
-            outcome.put(transfer(url, timeout, deadline, max_bytes, answered))
+            outcome.set_result(transfer(url, timeout, deadline, max_bytes, answered))
         except Exception as error:
-            outcome.put(error)
+            outcome.set_exception(error)
         answered.set()
 
     threading.Thread(target=work, name=f"download {url}", daemon=True).start()
     if not answered.wait(min(2 * timeout, deadline)):
         raise TimeoutError(f"no answer within {min(2 * timeout, deadline):g} s")
-    try:
-        result = outcome.get(timeout=max(0.0, start + deadline - time.monotonic()))
-    except queue.Empty:
-        raise TimeoutError(f"not finished after {deadline:g} s") from None
-    if isinstance(result, Exception):
-        raise result
-    return result
+    wait([outcome], max(0.0, start + deadline - time.monotonic()))
+    if not outcome.done():
+        raise TimeoutError(f"not finished after {deadline:g} s")
+    return outcome.result()
 
 
 def transfer(url: str, timeout: float, deadline: float, max_bytes: int, answered: threading.Event) -> bytes:
+    if not url.startswith(("http://", "https://")):
+        raise ValueError("no http address")
     end = time.monotonic() + deadline
     request = urllib.request.Request(url, headers={"User-Agent": "mnist_accel"})
     content = bytearray()
-    with http_opener().open(request, timeout=timeout) as response:
+    with urllib.request.urlopen(request, timeout=timeout) as response:
         answered.set()
         promised = response.headers.get("Content-Length")
         # read1 returns after one receive; read would wait for the whole chunk, past every deadline.
@@ -105,22 +103,6 @@ def transfer(url: str, timeout: float, deadline: float, max_bytes: int, answered
     return bytes(content)
 
 
-def http_opener() -> urllib.request.OpenerDirector:
-    """urllib without the handlers for file:, ftp: and data:, so that neither a mirror nor a redirect reaches them."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPRedirectHandler(),
-        urllib.request.HTTPErrorProcessor(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.UnknownHandler(),
-    ):
-        opener.add_handler(handler)
-    return opener
-
-
 def one_line(error: Exception) -> str:
     """An error in one short printable line; a server has a say in some of these texts."""
     if isinstance(error, urllib.error.HTTPError):
@@ -128,5 +110,4 @@ def one_line(error: Exception) -> str:
     if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception):
         return one_line(error.reason)
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    printable = "".join(character if character.isprintable() else " " for character in text)
-    return " ".join(printable.split())[:120]
+    return printable(" ".join(text.split()))[:120]

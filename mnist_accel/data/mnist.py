@@ -12,6 +12,7 @@ import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
@@ -21,9 +22,7 @@ from mnist_accel.data.download import DownloadError, download, host, one_line
 from mnist_accel.data.torchvision_import import import_torchvision
 from mnist_accel.errors import UserError
 
-NUM_CLASSES = 10
 RAW_FOLDERS = ("MNIST/raw", "raw", ".")
-READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,6 @@ def verify(tensors: Mapping[str, Tensor], files: Sequence[IdxFile]) -> dict[str,
         tensor = tensors[file.key]
         if tensor.dtype != torch.uint8 or tuple(tensor.shape) != file.shape:
             raise ValueError(f"{file.key} is {tensor.dtype} {list(tensor.shape)}, not bytes {list(file.shape)}")
-        check_labels(tensor)
         digests[file.key] = idx_sha256(tensor)
         if file.sha256 is not None and digests[file.key] != file.sha256:
             raise ValueError(f"the SHA-256 of {file.key} is not that of the original")
@@ -95,30 +93,20 @@ def idx_sha256(tensor: Tensor) -> str:
 def read_idx(stream: io.BufferedIOBase, file: IdxFile) -> Tensor:
     """The verified tensor of one unpacked file; ValueError says what is wrong with the bytes.
 
-    Takes no more memory than the file should need, whatever the stream holds: a .gz may unpack to terabytes.
+    Reads one byte more than the file should have, whatever the stream holds: a .gz may unpack to terabytes.
     """
     header = idx_header(file.shape)
-    found = stream.read(len(header))
-    if found != header:
-        raise ValueError(f"begins with {found.hex() or 'nothing'} instead of {header.hex()}")
-    tensor = torch.empty(file.shape, dtype=torch.uint8)
-    content = tensor.reshape(-1).numpy().data
-    filled = 0
-    while filled < len(content) and (count := stream.readinto(content[filled : filled + READ_BYTES])):
-        filled += count
-    if filled < len(content):
-        raise ValueError(f"ends after {len(header) + filled:,} of {len(header) + len(content):,} bytes")
-    if stream.read(1):
-        raise ValueError(f"has more than {len(header) + len(content):,} bytes")
-    check_labels(tensor)
-    if idx_sha256(tensor) != file.sha256:
+    size = len(header) + prod(file.shape)
+    content = bytearray(stream.read(size + 1))
+    if not content.startswith(header):
+        raise ValueError(f"begins with {content[: len(header)].hex() or 'nothing'} instead of {header.hex()}")
+    if len(content) < size:
+        raise ValueError(f"ends after {len(content):,} of {size:,} bytes")
+    if len(content) > size:
+        raise ValueError(f"has more than {size:,} bytes")
+    if hashlib.sha256(content).hexdigest() != file.sha256:
         raise ValueError("its SHA-256 is not that of the original")
-    return tensor
-
-
-def check_labels(tensor: Tensor) -> None:
-    if tensor.ndim == 1 and len(tensor) and (largest := int(tensor.max())) >= NUM_CLASSES:
-        raise ValueError(f"holds the label {largest}, and labels go from 0 to {NUM_CLASSES - 1}")
+    return torch.frombuffer(content, dtype=torch.uint8, offset=len(header)).reshape(file.shape)
 
 
 def read_folder(folder: str, given_as: str, files: Sequence[IdxFile]) -> dict[str, Tensor]:
@@ -126,18 +114,17 @@ def read_folder(folder: str, given_as: str, files: Sequence[IdxFile]) -> dict[st
     root = Path(os.path.expanduser(folder))
     if not folder or not os.path.isdir(root):
         raise UserError(f"{given_as}: there is no such folder. Give the folder that holds MNIST/raw")
-    paths = [[unpacked_or_gz(root / raw / file.name) for file in files] for raw in RAW_FOLDERS]
-    fullest = max(range(len(paths)), key=lambda index: sum(path is not None for path in paths[index]))
-    if not any(paths[fullest]):
+    places = {root / raw: [unpacked_or_gz(root / raw / file.name) for file in files] for raw in RAW_FOLDERS}
+    place, paths = max(places.items(), key=lambda item: sum(path is not None for path in item[1]))
+    if not any(paths):
         raise UserError(
             f"{given_as}: no MNIST files there (looked for {files[0].name}[.gz] in MNIST/raw, raw and the folder "
             "itself). Give the folder that holds MNIST/raw"
         )
     tensors = {}
-    for file, path in zip(files, paths[fullest], strict=True):
+    for file, path in zip(files, paths, strict=True):
         if path is None:
-            missing = root / RAW_FOLDERS[fullest] / file.name
-            raise UserError(f"{given_as}: {missing}[.gz] is missing. Put the original file there")
+            raise UserError(f"{given_as}: {place / file.name}[.gz] is missing. Put the original file there")
         try:
             with open_unpacked(path) as stream:
                 tensors[file.key] = read_idx(stream, file)
