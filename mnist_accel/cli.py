@@ -43,7 +43,13 @@ def help_asked(argv: Sequence[str], recipe_names: Sequence[str], load: Callable[
         return Help(lists=True)
     if len(words) == len(argv):
         return None
-    return Help(lists=False, recipe=parse(words, recipe_names, load).recipe if "recipe" in split_words(words) else None)
+    named = "recipe" in split_words(words)
+    return Help(lists=False, recipe=parse(words, recipe_names, load).recipe if named else None)
+
+
+def asks_for_help(argv: Sequence[str]) -> bool:
+    """Of a verb; nor can one do anything without words."""
+    return not argv or any(word in HELP_WORDS for word in argv)
 
 
 def parse(argv: Sequence[str], recipe_names: Sequence[str], load: Callable[[str], Recipe]) -> Request:
@@ -73,19 +79,15 @@ def split_words(argv: Iterable[str]) -> dict[str, str]:
             example = bare if "=" in bare else f"{bare or 'KEY'}=VALUE"
             raise UserError(f"{word}: keys have no dashes. Type {example}, or --help alone")
         if not equals:
-            raise UserError(f"{word}: not of the form key=value. {remedy_for_bare_word(word)}")
+            known = word in all_keys()
+            remedy = f"{word}=VALUE" if known else f"recipe={word}, if that is a recipe; python launch.py lists them"
+            raise UserError(f"{word}: not of the form key=value. Type {remedy}")
         if key in words:
             raise UserError(f"{word}: {key} is typed twice, first as {key}={words[key]}. Keep one of them")
         if not value:
             raise UserError(f"{word}: no value behind the '='. Type {key}=VALUE, or leave {key} out for its default")
         words[key] = value
     return words
-
-
-def remedy_for_bare_word(word: str) -> str:
-    if word in all_keys():
-        return f"Type {word}=VALUE"
-    return f"Type recipe={word}, if that is a recipe; python launch.py lists them"
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
@@ -96,20 +98,14 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 def choose_recipe(words: dict[str, str], recipe_names: Sequence[str]) -> str:
     known = ", ".join(recipe_names)
     if "recipe" not in words:
-        raise no_recipe(recipe_names)
+        raise UserError(f"recipe: none named. Type recipe=NAME with one of {known}")
     name = words["recipe"]
     # Only names from the listing reach the file system, so a path cannot name a file elsewhere.
     if name not in recipe_names:
         closest = nearest(name, recipe_names)
-        raise UserError(
-            f"recipe={name}: no such recipe. "
-            + (f"Did you mean recipe={closest}?" if closest else f"Recipes are {known}")
-        )
+        hint = f"Did you mean recipe={closest}?" if closest else f"Recipes are {known}"
+        raise UserError(f"recipe={name}: no such recipe. {hint}")
     return name
-
-
-def no_recipe(recipe_names: Sequence[str]) -> UserError:
-    return UserError(f"recipe: none named. Type recipe=NAME with one of {', '.join(recipe_names)}")
 
 
 def read_value(name: str, text: str, keys: Mapping[str, Key], defaults: Mapping[str, Any]) -> Any:
@@ -135,9 +131,9 @@ def read_value(name: str, text: str, keys: Mapping[str, Key], defaults: Mapping[
 
 def explain(error: ValidationError) -> str:
     problem = error.errors()[0]
-    by_type = {"int_parsing": "must be a whole number", "float_parsing": "must be a number"}
-    by_type["int_from_float"] = by_type["int_parsing"]
-    said: str = by_type.get(problem["type"], problem["msg"])
+    if problem["type"] in ("int_parsing", "int_from_float"):
+        return "must be a whole number"
+    said = "must be a number" if problem["type"] == "float_parsing" else problem["msg"]
     said = said.replace("Input should be", "must be")
     return said.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
 

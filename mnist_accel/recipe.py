@@ -141,16 +141,12 @@ class RunOptions:
         int | None, option("how many processes to start, by torch's own launcher (default: this one)", ge=1, le=1024)
     ] = None
     restarts: Annotated[
-        int,
-        option("times that all processes start anew, from the newest checkpoint, if one is lost", ge=0, le=1000),
+        int, option("times that all processes start anew, from the newest checkpoint, if one is lost", ge=0, le=1000)
     ] = 0
     threads: Annotated[int, option("CPU threads a process; 0 shares the cores out", ge=0, le=1024)] = 0
     resident_mb: Annotated[
         int | None,
-        option(
-            "how many megabytes of GPU memory the images may take, else the host's (default: all free)",
-            ge=0,
-        ),
+        option("how many MB of GPU memory the images may take, else the host's (default: all free)", ge=0),
     ] = None
     graph: Annotated[
         Literal["auto", "off"],
@@ -187,7 +183,6 @@ class Key:
     kind: str
     default: Any
     needs: Needs | None
-    owner: type
 
 
 @cache
@@ -207,7 +202,6 @@ def keys_of(owner: type) -> dict[str, Key]:
             kind=describe_type(plain),
             default=None if field.default is MISSING else field.default,
             needs=next((item for item in rest if isinstance(item, Needs)), None),
-            owner=owner,
         )
     return keys
 

@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 import recipes
 from mnist_accel import cli, commands
 from mnist_accel.console import report
-from mnist_accel.recipe import CONFIG, REAL_DATA, Needs, Recipe, keys_of, option
+from mnist_accel.recipe import CONFIG, REAL_DATA, Needs, Recipe, option
 
 if TYPE_CHECKING:  # a typing mistake must not wait for torch
     from benchmarks.turns import Comparison
@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # a typing mistake must not wait for torch
 
 SCHEMA = 2
 ALL = "all"
+USAGE = "python -m mnist_accel bench subject=SUBJECT recipe=NAME key=value…"
 LOADER = Needs("subject", ("loader",))
 EPOCH = Needs("subject", ("epoch",))
 TRAINING = Needs("subject", ("epoch", "engine", "precision"))
@@ -54,10 +55,8 @@ class BenchOptions:
 
 def main(argv: list[str]) -> int:
     console = report.make_console()
-    if not argv or any(word in cli.HELP_WORDS for word in argv):
-        console.print("python -m mnist_accel bench subject=SUBJECT recipe=NAME key=value…")
-        report.show_keys(console, "Keys", keys_of(BenchOptions).values(), None)
-        return 0
+    if cli.asks_for_help(argv):
+        return report.show_usage(console, USAGE, BenchOptions)
     options: BenchOptions = cli.read_options(argv, BenchOptions)
     chosen = choose_recipes(options.recipe)
     commands.refuse_unwritable(options.json)

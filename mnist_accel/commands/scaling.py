@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -15,7 +16,8 @@ import recipes
 from mnist_accel import cli
 from mnist_accel.console import report
 from mnist_accel.errors import UserError
-from mnist_accel.recipe import CONFIG, Recipe, keys_of, option
+from mnist_accel.files import refuse_unwritable
+from mnist_accel.recipe import CONFIG, Recipe, option
 
 if TYPE_CHECKING:  # a typing mistake must not wait for torch
     from benchmarks.scaling import Point
@@ -24,7 +26,8 @@ SCHEMA = 1
 FIGURES, PICTURE = "scaling.json", "scaling.png"
 MOST_PROCESSES = 1024
 WIDE_ONLY = ("threads each", "min – max", "ideal")
-EXAMPLE = "For example processes=1,2,4"
+USAGE = """python -m mnist_accel scaling processes=1,2,4 recipe=NAME key=value…
+With the keys of launch.py (epochs is 1 where none are given, recipe is onepoch), and"""
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -60,11 +63,8 @@ REFUSED = {
 
 def main(argv: list[str]) -> int:
     console = report.make_console()
-    if not argv or any(word in cli.HELP_WORDS for word in argv):
-        console.print("python -m mnist_accel scaling processes=1,2,4 recipe=NAME key=value…")
-        console.print("With the keys of launch.py (epochs is 1 where none are given, recipe is onepoch), and")
-        report.show_keys(console, "Keys", keys_of(ScalingOptions).values(), None)
-        return 0
+    if cli.asks_for_help(argv):
+        return report.show_usage(console, USAGE, ScalingOptions)
     words = cli.split_words(argv)
     own, handed_on = cli.split_options(argv, ScalingOptions, REFUSED)
     counts = read_counts(own.processes)
@@ -141,23 +141,19 @@ def why_no_plot() -> str:
 
 
 def read_counts(typed: str) -> list[int]:
-    asked = f"processes={typed}"
-    parts = typed.split(",")
-    for part in parts:
-        if not (part.isascii() and part.isdecimal()):
-            raise UserError(f"{asked}: must be whole numbers with commas between them. {EXAMPLE}")
-    counts = [int(part) for part in parts]
-    for count in counts:
-        if not 1 <= count <= MOST_PROCESSES:
-            raise UserError(f"{asked}: {count} is not between 1 and {MOST_PROCESSES}. {EXAMPLE}")
-        if counts.count(count) > 1:
-            raise UserError(f"{asked}: {count} stands there twice. {EXAMPLE}")
-    rising = sorted({1, *counts})
-    if counts != sorted(counts) or counts[0] != 1:
+    asked, example = f"processes={typed}", "For example processes=1,2,4"
+    if not re.fullmatch(r"[0-9]{1,5}(,[0-9]{1,5})*", typed):
+        raise UserError(f"{asked}: must be whole numbers with commas between them. {example}")
+    counts = [int(part) for part in typed.split(",")]
+    rising = [count for count in sorted({1, *counts}) if 1 <= count <= MOST_PROCESSES]
+    if len(rising) == 1:
+        raise UserError(f"{asked}: leaves nothing to compare. {example}")
+    if counts != rising:
         better = ",".join(map(str, rising))
-        raise UserError(f"{asked}: must rise from 1, which the others are compared with. Type processes={better}")
-    if len(counts) == 1:
-        raise UserError(f"{asked}: leaves nothing to compare. {EXAMPLE}")
+        raise UserError(
+            f"{asked}: must rise from 1, which the others are compared with, to at most {MOST_PROCESSES}. "
+            f"Type processes={better}"
+        )
     return counts
 
 
@@ -174,22 +170,19 @@ def check_batches(recipe: Recipe, modes: Sequence[str], most: int) -> None:
 
 def check_folder(typed: str | None, recipe_name: str) -> Path:
     """Before minutes of measuring, not after them."""
-    from mnist_accel.files import refuse_unwritable
-
-    named = typed or str(Path("profiles") / f"scaling-{recipe_name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    named = typed or f"profiles/scaling-{recipe_name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = cli.expand_path(named, f"out={named}")
     try:
-        folder = Path(named).expanduser()
         refuse_unwritable(folder)
         if (folder / FIGURES).exists() or (folder / PICTURE).exists():
             raise UserError(f"out={named}: already holds a measurement. Name another folder, or move that one away")
-    except (OSError, RuntimeError) as error:  # RuntimeError: no such home folder
+    except OSError as error:
         raise unwritable(f"out={named}", error) from None
     return folder
 
 
-def unwritable(asked: str, error: Exception) -> UserError:
-    reason = getattr(error, "strerror", None) or error
-    return UserError(f"{asked}: cannot be written ({reason}). Name another folder with out=DIR")
+def unwritable(asked: str, error: OSError) -> UserError:
+    return UserError(f"{asked}: cannot be written ({error.strerror}). Name another folder with out=DIR")
 
 
 def epochs_of(recipe: Recipe) -> str:

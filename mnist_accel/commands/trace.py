@@ -27,17 +27,15 @@ class TraceOptions:
 
 def main(argv: list[str]) -> int:
     console = report.make_console()
-    if not argv or any(word in cli.HELP_WORDS for word in argv):
-        console.print(f"{USAGE}   shows what profile=true showed, from the trace alone")
-        report.show_keys(console, "Keys", keys_of(TraceOptions).values(), None)
-        return 0
+    if cli.asks_for_help(argv):
+        usage = f"{USAGE}   shows what profile=true showed, from the trace alone"
+        return report.show_usage(console, usage, TraceOptions)
     words = with_path_named(argv)
     if "path" not in cli.split_words(words):
         raise UserError(f"trace: no path given. Type {USAGE}")
     options: TraceOptions = cli.read_options(words, TraceOptions)
-    path, against = cli.expand_path(options.path, options.path), None
-    if options.against:
-        against = cli.expand_path(options.against, options.against)
+    path = cli.expand_path(options.path, options.path)
+    against = cli.expand_path(options.against, options.against) if options.against else None
 
     from mnist_accel.profiling.trace_file import find_traces
 
@@ -53,13 +51,13 @@ def main(argv: list[str]) -> int:
         rows.append(("recipe", f"{summary.recipe}, batch {summary.batch_size}, {summary.precision}"))
     if summary.machine:
         rows.append(("machine", ", ".join(f"{key} {value}" for key, value in summary.machine.items())))
-    report.facts(console, [(name, printable(value)) for name, value in rows])
+    report.facts(console, rows)
     if baseline is None:
         profile_report.show_profile(console, summary, no_roofline)
     else:
         profile_report.show_comparison(console, compare(summary, baseline), printable(str(other)))
     console.print()
-    report.facts(console, [(name, printable(value)) for name, value in how_to_open(traces[0])])
+    report.facts(console, how_to_open(traces[0]))
     return 0
 
 

@@ -13,7 +13,7 @@ from mnist_accel import cli, commands, errors
 from mnist_accel.console import report
 from mnist_accel.console.profile_report import show_profile
 from mnist_accel.files import finite
-from mnist_accel.recipe import CONFIG, keys_of, option
+from mnist_accel.recipe import CONFIG, option
 from mnist_accel.runs.result import compared_on_average
 from mnist_accel.runs.run import run
 from mnist_accel.runs.watcher import Watcher
@@ -34,10 +34,9 @@ REFUSED = {
 
 def main(argv: list[str]) -> int:
     console = report.make_console()
-    if not argv or any(word in cli.HELP_WORDS for word in argv):
-        console.print("python -m mnist_accel verify recipe=NAME key=value…   with the keys of launch.py, and")
-        report.show_keys(console, "Keys", keys_of(VerifyOptions).values(), None)
-        return 0
+    if cli.asks_for_help(argv):
+        usage = "python -m mnist_accel verify recipe=NAME key=value…   with the keys of launch.py, and"
+        return report.show_usage(console, usage, VerifyOptions)
     own, handed_on = cli.split_options(argv, VerifyOptions, REFUSED)
     request = cli.parse(handed_on, recipes.names(), recipes.load)
     commands.refuse_unwritable(own.json)

@@ -15,12 +15,13 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.measure import Measurement
 from rich.padding import Padding
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from mnist_accel.cli import spell
 from mnist_accel.errors import printable, say, swallow
-from mnist_accel.recipe import Key, Recipe, RunOptions, keys_of
+from mnist_accel.recipe import Recipe, RunOptions, keys_of
 
 if TYPE_CHECKING:  # the list and the help must not wait for torch
     from mnist_accel.runs.result import ClaimResult, RunResult
@@ -74,6 +75,7 @@ def make_console() -> Console:
 
 def facts(console: Console, rows: Iterable[tuple[str, str]]) -> None:
     """Label and value, one a line, the value wrapping under itself where the terminal is narrow."""
+    rows = [(label, printable(value)) for label, value in rows]
     if not console.is_terminal:
         for label, value in rows:
             console.print(f"{label:9} {value}", markup=False)
@@ -142,16 +144,23 @@ def show_help(console: Console, recipe: Recipe | None) -> None:
     console.print("accelerate launch --quiet launch.py recipe=NAME key=value…   the same by a launcher")
     console.print("python launch.py                                             lists the recipes")
     of_recipe = f"recipe={recipe.name}" if recipe else "the recipe sets those without a default"
-    show_keys(console, f"Learning: changes the result ({of_recipe})", keys_of(Recipe).values(), recipe)
-    show_keys(console, "Running: how it happens here", keys_of(RunOptions).values(), RunOptions())
+    show_keys(console, f"Learning: changes the result ({of_recipe})", Recipe, recipe)
+    show_keys(console, "Running: how it happens here", RunOptions)
 
 
-def show_keys(console: Console, title: str, keys: Iterable[Key], defaults: object | None) -> None:
+def show_usage(console: Console, usage: str, owner: type) -> int:
+    """Of a verb, whose keys are the fields of ``owner``."""
+    console.print(usage)
+    show_keys(console, "Keys", owner)
+    return 0
+
+
+def show_keys(console: Console, title: str, owner: type, defaults: object = None) -> None:
     table = simple_table("key", "type", "default", "")
-    for key in keys:
-        default = key.default if defaults is None else getattr(defaults, key.name)
+    for key in keys_of(owner).values():
+        default = getattr(defaults, key.name, key.default)
         needs = f" (with {key.needs.key}={' or '.join(key.needs.values)})" if key.needs else ""
-        shown = "" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
+        shown = "" if default is None else spell(default)
         table.add_row(key.name, key.kind.replace("|", " | "), shown, key.description + needs)
     console.print(f"\n{title}", style="bold")
     show_table(console, table)
@@ -165,7 +174,6 @@ class RunReport:
         self.banner = banner
         self.scored = "test"  # which images an accuracy is of
         self.progress: Progress | None = None
-        self.task: TaskID | None = None
         self.total_epochs = 0
         self.clock = 0.0
         self.images = 0
@@ -179,13 +187,14 @@ class RunReport:
         if runtime.backend:
             processes += f" over {runtime.backend}"
         scored = f"{start.test_images:,} {'held out' if recipe.validation else 'to test'}"
+        where = "" if start.resident else ", fed from host memory"
         rows = [
             ("recipe", recipe.name + (f" with {changed}" if changed else "")),
             ("model", f"{recipe.model}, {start.params:,} parameters"),
             ("training", f"{batch} lr {recipe.lr:g} {recipe.schedule}, seed {recipe.seed}"),
             ("device", f"{runtime.device_name} × {processes}, {threads} each, {runtime.precision}"),
             ("data", f"{start.dataset}: {start.dataset_reason}"),
-            ("images", f"{start.train_images:,} to train, {scored}" + where_images_are(start)),
+            ("images", f"{start.train_images:,} to train, {scored}" + where),
             ("run", str(start.folder)),
         ]
         if runtime.config:
@@ -217,11 +226,11 @@ class RunReport:
                 refresh_per_second=4,  # the refreshing thread competes with training for the interpreter
                 expand=True,
             )
-            self.task = self.progress.add_task("epoch 1", total=None, figures="")
+            self.progress.add_task("epoch 1", total=None, figures="")
             self.progress.start()
 
     def on_step(self, info: StepInfo) -> None:
-        if self.progress is None or self.task is None:
+        if self.progress is None:
             return
         self.images += info.images
         now = time.perf_counter()
@@ -229,7 +238,7 @@ class RunReport:
             return
         speed, self.clock, self.images = self.images / max(now - self.clock, 1e-9), now, 0
         self.progress.update(
-            self.task,
+            self.progress.task_ids[0],
             description=f"epoch {info.epoch}/{self.total_epochs}",
             completed=(info.epoch - 1) * info.steps_per_epoch + info.step,
             total=self.total_epochs * info.steps_per_epoch,
@@ -268,12 +277,8 @@ class RunReport:
         rows = [("accuracy", f"{result.accuracy:.2f} % ({result.correct:,} of {result.total:,} {self.scored} images)")]
         if result.positive:
             found = result.positive
-            rows.append(
-                (
-                    "of yes",
-                    f"precision {found.precision:.2f} %, recall {found.recall:.2f} %, F1 {found.f1:.2f} %",
-                )
-            )
+            of_yes = f"precision {found.precision:.2f} %, recall {found.recall:.2f} %, F1 {found.f1:.2f} %"
+            rows.append(("of yes", of_yes))
         times = f"training {result.train_seconds:.2f} s, evaluation {result.eval_seconds:.2f} s"
         if result.warmup_seconds:
             times = f"warm-up {result.warmup_seconds:.2f} s, {times}"
@@ -303,10 +308,6 @@ def show_claims(console: Console, claims: Sequence[ClaimResult]) -> None:
         table.add_row(claim.name, claim.documented, show_measured(claim), VERDICTS[claim.met])
     console.print()
     show_table(console, table)
-
-
-def where_images_are(start: Start) -> str:
-    return "" if start.resident else ", fed from host memory"
 
 
 def show_measured(claim: ClaimResult) -> str:
