@@ -206,6 +206,10 @@ def with_meta(**changed: Any) -> bytes:
     return signed(tensors, json.dumps(asdict(META) | {"strides": {"model.a": [3, 1]}} | changed))
 
 
+def with_position(**changed: Any) -> bytes:
+    return with_meta(position=asdict(META.position) | changed)
+
+
 def with_header(text: bytes, length: int | None = None) -> bytes:
     return (len(text) if length is None else length).to_bytes(8, "little") + text
 
@@ -231,10 +235,17 @@ HOSTILE: dict[str, Callable[[Path], bytes]] = {
     "meta that is no JSON": lambda marker: signed({}, "{"),
     "meta that is a list": lambda marker: signed({}, "[]"),
     "fewer than no processes": lambda marker: with_meta(world_size=-1),
-    "a step of text": lambda marker: with_meta(position=asdict(META.position) | {"step": "three"}),
+    "a step of text": lambda marker: with_position(step="three"),
+    "a step before the first": lambda marker: with_position(step=-1),
+    "an epoch before the first": lambda marker: with_position(epoch=-1, history=[]),
+    "more epochs than in its history": lambda marker: with_position(epoch=2),
+    "images without a step": lambda marker: with_position(step=0),
+    "an infinite loss": lambda marker: with_position(loss_sum=float("inf")),
+    "less than no time": lambda marker: with_position(seconds=-1.0),
+    "a time that is no number": lambda marker: with_position(seconds=float("nan")),
     "a key too many": lambda marker: with_meta(code="import os"),
     "a key too few": lambda marker: signed({}, "{}"),
-    "no number": lambda marker: with_meta(position=asdict(META.position) | {"loss_sum": float("nan")}),
+    "a loss that is no number": lambda marker: with_position(loss_sum=float("nan")),
     "strides beyond the block": lambda marker: with_meta(strides={"model.a": [300_000_000, 1]}),
     "strides that overlap": lambda marker: with_meta(strides={"model.a": [1, 1]}),
     "strides of zero": lambda marker: with_meta(strides={"model.a": [0, 0]}),
@@ -270,7 +281,7 @@ def test_a_file_too_large_to_be_ours_is_not_even_read(tmp_path: Path, monkeypatc
     path = tmp_path / "step-1.safetensors"
     with path.open("wb") as file:
         file.truncate(2 * module.MAX_BYTES)  # sparse
-    monkeypatch.setattr(Path, "read_bytes", lambda self: pytest.fail("was read"))
+    monkeypatch.setattr(module, "safe_open", lambda *_, **how: pytest.fail("was read"))
     with pytest.raises(DamagedCheckpoint, match="more than 1,073,741,824 bytes"):
         read_checkpoint(path)
 
@@ -386,13 +397,7 @@ def test_a_run_interrupted_in_the_middle_of_an_epoch_goes_on_bit_for_bit(
     stopped, losses = None, []
     for steps, place in ((3, (0, 3)), (4, (1, 2))):
         part = fit(
-            make_runtime(),
-            tiny,
-            **regime,
-            save_in=tmp_path,
-            stop_after_steps=steps,
-            resumed=stopped,
-            catch=Interrupted,
+            make_runtime(), tiny, **regime, save_in=tmp_path, stop_after_steps=steps, resumed=stopped, catch=Interrupted
         )
         assert isinstance(part.error, Interrupted) and part.error.exit_code == 143
         losses += part.losses

@@ -7,7 +7,8 @@ ones are pruned only after that.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, field
 from pathlib import Path
@@ -16,8 +17,8 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from mnist_accel.files import write_whole
@@ -116,14 +117,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise DamagedCheckpoint(f"has more than {MAX_BYTES:,} bytes")
-        content = path.read_bytes()
-        metadata = header(content)
-        packed = load(content)
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            # A clone: safetensors maps the file, and what is verified must not change with it afterwards.
+            packed = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         if "meta" not in metadata:
             raise DamagedCheckpoint("was not written by this version of the program")
         if digest(metadata["meta"], packed) != metadata["sha256"]:
             raise DamagedCheckpoint("its SHA-256 is not the one that it was stored with")
         meta: CheckpointMeta = TypeAdapter(CheckpointMeta).validate_json(metadata["meta"])
+        refuse_impossible(meta.position)
         tensors = {name: with_strides(tensor, meta.strides[name]) for name, tensor in packed.items()}
     except DamagedCheckpoint:
         raise
@@ -132,17 +135,18 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, metadata["sha256"], meta, tensors)
 
 
+def refuse_impossible(position: Position) -> None:
+    """What no training reaches: a checkpoint is signed, but perhaps not by this program."""
+    if [stats.epoch for stats in position.history] != list(range(1, position.epoch + 1)) or position.epoch < 0:
+        raise DamagedCheckpoint(f"its history is not that of {position.epoch} finished epochs")
+    if min(position.step, position.images) < 0 or (position.step == 0) != (position.images == 0):
+        raise DamagedCheckpoint(f"{position.step} steps cannot have seen {position.images} images")
+    if not math.isfinite(position.loss_sum) or not 0 <= position.seconds < math.inf:
+        raise DamagedCheckpoint(f"a loss of {position.loss_sum} after {position.seconds} seconds")
+
+
 def in_one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def header(content: bytes) -> dict[str, str]:
-    """The texts in a safetensors header: eight bytes of length, then JSON."""
-    size = int.from_bytes(content[:8], "little")
-    if not 0 < size <= len(content) - 8:
-        raise DamagedCheckpoint("its header is cut off")
-    metadata: dict[str, str] = json.loads(content[8 : 8 + size])["__metadata__"]
-    return metadata
 
 
 def with_strides(tensor: Tensor, strides: list[int]) -> Tensor:
@@ -169,14 +173,12 @@ def newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"), reverse=True) if folder.is_dir() else []
 
 
-def newest_intact(
-    folder: Path, read: Callable[[Path], Checkpoint] = read_checkpoint
-) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that ``read`` does not find damaged, and a line for each newer one that it does."""
+def newest_intact(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that is not damaged, and a line for each newer one that is."""
     complaints: list[str] = []
     for path in newest_first(folder):
         try:
-            return read(path), complaints
+            return read_checkpoint(path), complaints
         except DamagedCheckpoint as error:
             complaints.append(f"{path}: {error}")
     return None, complaints

@@ -1,7 +1,6 @@
 """Finds the unfinished run and the newest intact checkpoint that ``resume=auto|PATH`` means, or says why not."""
 
 import json
-import math
 import os
 import shlex
 import shutil
@@ -13,13 +12,7 @@ from typing import Any
 
 from mnist_accel.errors import UserError
 from mnist_accel.recipe import Recipe
-from mnist_accel.runs.checkpoint import (
-    Checkpoint,
-    DamagedCheckpoint,
-    newest_first,
-    newest_intact,
-    read_checkpoint,
-)
+from mnist_accel.runs.checkpoint import Checkpoint, DamagedCheckpoint, newest_first, newest_intact, read_checkpoint
 from mnist_accel.runs.folder import CHECKPOINTS, being_written, unfinished_run
 
 # What was published and measured about a recipe may change between two runs of it.
@@ -58,7 +51,7 @@ def newest_in(folders: Sequence[Path], typed: str) -> Resumption:
     """The newest sound checkpoint of the first folder that has one."""
     complaints: list[str] = []
     for folder in folders:
-        checkpoint, about_newer_ones = newest_intact(folder / CHECKPOINTS, read_sound)
+        checkpoint, about_newer_ones = newest_intact(folder / CHECKPOINTS)
         complaints += about_newer_ones
         if checkpoint:
             return Resumption(folder, checkpoint, tuple(complaints))
@@ -74,7 +67,7 @@ def resume_from_path(path: Path, typed: str) -> Resumption:
         if home.name != CHECKPOINTS:
             raise UserError(f"{typed}: lies in no run's folder. Name RUN/{CHECKPOINTS}/{path.name}, or the folder RUN")
         try:
-            checkpoint = read_sound(path)
+            checkpoint = read_checkpoint(path)
         except DamagedCheckpoint as error:
             raise UserError(f"{typed}: damaged: {error}. Name its run's folder to take an older one") from None
         if not unfinished_run(home.parent):
@@ -85,20 +78,6 @@ def resume_from_path(path: Path, typed: str) -> Resumption:
     if not unfinished_run(path):
         raise UserError(f"{typed}: that run is over. Leave resume out to start a new one")
     return newest_in([path], typed)
-
-
-def read_sound(path: Path) -> Checkpoint:
-    """A verified checkpoint whose position can also be true; it was signed, but perhaps not by this program."""
-    checkpoint = read_checkpoint(path)
-    position = checkpoint.meta.position
-    epochs = [stats.epoch for stats in position.history]
-    if len(epochs) != position.epoch or epochs != list(range(1, len(epochs) + 1)):
-        raise DamagedCheckpoint(f"its history is not that of {position.epoch} finished epochs")
-    if min(position.step, position.images) < 0 or (position.step == 0) != (position.images == 0):
-        raise DamagedCheckpoint(f"{position.step} steps cannot have seen {position.images} images")
-    if not math.isfinite(position.loss_sum) or not 0 <= position.seconds < math.inf:
-        raise DamagedCheckpoint(f"a loss of {position.loss_sum} after {position.seconds} seconds")
-    return checkpoint
 
 
 def refuse_other_recipe(checkpoint: Checkpoint, recipe: Recipe, typed: str) -> None:
