@@ -45,7 +45,7 @@ def main() -> int:
 
     run.load_dataset, run.load_same_data = load_with_other_jobs, load_and_note
     synthetic.draw_dataset = draw_few
-    mnist.FILES = tuple(mnist.IdxFile(key, name, tuple(shape), sha256) for key, name, shape, sha256 in told["files"])
+    mnist.FILES = tuple(mnist.IdxFile(key, tuple(shape), sha256) for key, shape, sha256 in told["files"])
     mnist.published_lists = lambda: ([told["mirror"]], told["md5s"])
     launch.__file__ = __file__  # processes=N starts this script again
     return launch.main()

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from mnist_accel.data.download import DownloadError
 from mnist_accel.data.mnist import IdxFile
 from mnist_accel.errors import UserError
 
-FILES = (IdxFile("images", "images-idx3", (5, 4, 4), None), IdxFile("labels", "labels-idx1", (5,), None))
+FILES = (IdxFile("images", (5, 4, 4), None), IdxFile("labels", (5,), None))
 
 
 class Maker:
@@ -94,7 +95,7 @@ def test_a_damaged_file_is_replaced_and_that_is_said(make: Maker, folder: Path, 
 
 def test_a_cached_file_cannot_pass_for_one_that_is_known_in_advance(make: Maker, folder: Path) -> None:
     load_or_make("data", FILES, make)
-    known = tuple(IdxFile(file.key, file.name, file.shape, "1" * 64) for file in FILES)
+    known = tuple(replace(file, sha256="1" * 64) for file in FILES)
     with pytest.raises(DownloadError, match="the cached copy was damaged"):
         load_or_make("data", known, refuse)
 
@@ -179,7 +180,7 @@ def stop(_):
     time.sleep(60)
 
 os.fsync = stop
-file = IdxFile("labels", "labels-idx1", (5,), None)
+file = IdxFile("labels", (5,), None)
 load_or_make("data", [file], lambda: ({"labels": torch.zeros(5, dtype=torch.uint8)}, "made"))
 """
 

@@ -97,7 +97,7 @@ def small_archive() -> tuple[tuple[mnist.IdxFile, ...], dict[str, bytes]]:
         size = shape[0] * (784 if len(shape) == 3 else 1)
         header = bytes([0, 0, 8, len(shape)]) + b"".join(length.to_bytes(4, "big") for length in shape)
         unpacked = header + (bytes(index % 256 for index in range(size)) if size > 6 else bytes([7] * size))
-        files.append(mnist.IdxFile(file.key, file.name, shape, hashlib.sha256(unpacked).hexdigest()))
+        files.append(mnist.IdxFile(file.key, shape, hashlib.sha256(unpacked).hexdigest()))
         served[f"{file.name}.gz"] = gzip.compress(unpacked)
     return tuple(files), served
 

@@ -18,7 +18,7 @@ def counted(server: Server, behaviour: str, tmp_path: Path, jobs: int) -> dict[s
     """How to begin jobs that wait for each other, with an empty cache and a mirror that behaves like this."""
     files, server.files = small_archive()
     told = {
-        "files": [(file.key, file.name, file.shape, file.sha256) for file in files],
+        "files": [(file.key, file.shape, file.sha256) for file in files],
         "md5s": {name: hashlib.md5(content).hexdigest() for name, content in server.files.items()},
         "mirror": server.mirror(behaviour),
         "images": [SHAPES["train_images"][0], SHAPES["test_images"][0]],

@@ -5,7 +5,7 @@ its part of that slice, so the samples seen do not depend on how many processes 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from math import ceil
 
 import torch
@@ -93,34 +93,28 @@ def free_memory(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 2**62
 
 
+@dataclass
 class TrainBatches:
     """The training set of one rank, epoch by epoch."""
 
-    def __init__(
-        self,
-        store: ImageStore,
-        *,
-        batch_size: int,
-        seed: int,
-        mean: float,
-        std: float,
-        augmentation: Augmentation,
-        rank: int = 0,
-        world_size: int = 1,
-    ):
-        self.store = store
-        self.batch_size = batch_size
-        self.seed = seed
-        self.mean, self.std = mean, std
-        self.augmentation = augmentation
-        self.rank, self.world_size = rank, world_size
-        self.steps_per_epoch = ceil(len(store) / batch_size)
+    store: ImageStore
+    _: KW_ONLY
+    batch_size: int
+    seed: int
+    mean: float
+    std: float
+    augmentation: Augmentation
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        self.steps_per_epoch = ceil(len(self.store) / self.batch_size)
         # On a GPU a step of such small networks is bound by the number of its kernels, so what can be done for a whole
         # epoch at once is. Decided here once: a captured step expects the same kind of images in every epoch.
-        pixels = store.images.numel()
-        self.orders_ahead = pixels <= store.room
+        pixels, room = self.store.images.numel(), self.store.room
+        self.orders_ahead = pixels <= room
         # A warp pads with background before normalising, and there nothing can be normalised ahead.
-        self.normalises_ahead = not any(vars(augmentation).values()) and pixels + FLOAT_BYTES * pixels <= store.room
+        self.normalises_ahead = not any(vars(self.augmentation).values()) and pixels + FLOAT_BYTES * pixels <= room
 
     def order(self, epoch: int) -> Tensor:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
@@ -173,29 +167,25 @@ class TrainBatches:
         return zip(images.split(sizes), labels.split(sizes), strict=True)
 
 
+@dataclass
 class TestBatches:
     """This rank's share of the test set: over all ranks every image exactly once."""
 
     __test__ = False  # for pytest, which takes the name for a test
 
-    def __init__(
-        self,
-        store: ImageStore,
-        *,
-        mean: float,
-        std: float,
-        rank: int = 0,
-        world_size: int = 1,
-        batch_size: int | None = None,
-    ):
-        self.store = store
-        self.mean, self.std = mean, std
-        self.share = rank_slice(0, len(store), rank, world_size)
-        self.batch_size = batch_size or scored_at_once(store.device)
+    store: ImageStore
+    _: KW_ONLY
+    mean: float
+    std: float
+    rank: int = 0
+    world_size: int = 1
+    batch_size: int | None = None
 
     def __iter__(self) -> Iterator[Batch]:
-        for start in range(self.share.start, self.share.stop, self.batch_size):
-            stop = min(start + self.batch_size, self.share.stop)
+        share = rank_slice(0, len(self.store), self.rank, self.world_size)
+        batch_size = self.batch_size or scored_at_once(self.store.device)
+        for start in range(share.start, share.stop, batch_size):
+            stop = min(start + batch_size, share.stop)
             indices = torch.arange(start, stop, device=self.store.images.device)
             raw, labels = self.store.take(indices)
             yield Batch(normalise(raw, self.mean, self.std), labels, stop - start, global_count=stop - start)

@@ -30,36 +30,20 @@ class IdxFile:
     """One file of a data set: a tensor of bytes. ``sha256`` is None where it is not known in advance."""
 
     key: str
-    name: str
     shape: tuple[int, ...]
     sha256: str | None
 
+    @property
+    def name(self) -> str:
+        """As published: ``test_labels`` is in ``t10k-labels-idx1-ubyte``."""
+        return f"{self.key.replace('test', 't10k').replace('_', '-')}-idx{len(self.shape)}-ubyte"
+
 
 FILES = (
-    IdxFile(
-        "train_images",
-        "train-images-idx3-ubyte",
-        (60_000, 28, 28),
-        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-    ),
-    IdxFile(
-        "train_labels",
-        "train-labels-idx1-ubyte",
-        (60_000,),
-        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-    ),
-    IdxFile(
-        "test_images",
-        "t10k-images-idx3-ubyte",
-        (10_000, 28, 28),
-        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-    ),
-    IdxFile(
-        "test_labels",
-        "t10k-labels-idx1-ubyte",
-        (10_000,),
-        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-    ),
+    IdxFile("train_images", (60_000, 28, 28), "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"),
+    IdxFile("train_labels", (60_000,), "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"),
+    IdxFile("test_images", (10_000, 28, 28), "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"),
+    IdxFile("test_labels", (10_000,), "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
 )
 
 

@@ -8,7 +8,7 @@ need none of them, so a second attempt imports it without.
 import importlib
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -51,7 +51,7 @@ def without_compiled_operators() -> Iterator[None]:
     def register_other_fake(op: Any, *args: Any, **options: Any) -> Any:
         if not str(op).startswith("torchvision::"):
             return register_fake(op, *args, **options)
-        return return_unchanged
+        return lambda function: function
 
     torch.ops.load_library = refuse_library  # type: ignore[method-assign]
     torch.library.register_fake = register_other_fake
@@ -62,7 +62,3 @@ def without_compiled_operators() -> Iterator[None]:
     finally:
         torch.ops.load_library = load_library  # type: ignore[method-assign]
         torch.library.register_fake = register_fake
-
-
-def return_unchanged(function: Callable[..., Any]) -> Callable[..., Any]:
-    return function
