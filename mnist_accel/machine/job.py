@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch.distributed import init_process_group
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
@@ -218,23 +219,16 @@ def load_on_all_ranks(accelerator: Accelerator, load: Callable[[], T]) -> T:
         loaded = load()
     except UserError as error:
         refusal = error
-    refused = torch.tensor([float(refusal is not None)], device=accelerator.device)
-    ranks = accelerator.gather(refused).nonzero().flatten().tolist()
-    if not ranks:
+    refused = gather_object([refusal is not None])
+    if not any(refused):
         return loaded
-    first = accelerator.process_index == ranks[0]
+    first = accelerator.process_index == refused.index(True)
     raise UserError(str(refusal) if first else "", here_only=first)  # without words, a rank ends silently
 
 
-def refuse_mismatch(accelerator: Accelerator, checksum: str, message: str) -> None:
+def refuse_mismatch(checksum: str, message: str) -> None:
     """Ranks that train on different data, or from different checkpoints, would disagree silently."""
-    if accelerator.num_processes == 1:
-        return
-    mine = torch.tensor(list(bytes.fromhex(checksum.ljust(64, "0"))), dtype=torch.int64, device=accelerator.device)
-    low, high = mine.clone(), mine.clone()
-    torch.distributed.all_reduce(low, torch.distributed.ReduceOp.MIN)
-    torch.distributed.all_reduce(high, torch.distributed.ReduceOp.MAX)
-    if not torch.equal(low, high):
+    if len(set(gather_object([checksum]))) > 1:
         raise UserError(message)
 
 

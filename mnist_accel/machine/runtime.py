@@ -182,15 +182,8 @@ def usable_cores() -> int:
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Of the GPU or of the machine, whichever library asked for it."""
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        sign in str(error)
-        for sign in (
-            "CUDA out of memory",
-            "CUBLAS_STATUS_ALLOC_FAILED",
-            "CUDNN_STATUS_ALLOC_FAILED",
-            "DefaultCPUAllocator",
-        )
-    )
+    signs = ("CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "DefaultCPUAllocator")
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
 
 
 def synchronised_clock(device: torch.device) -> float:

@@ -116,13 +116,11 @@ def load_same_data(options: RunOptions, runtime: Runtime, resumed: Resumption | 
     """UserError where processes hold different data or checkpoints, or the checkpoint is of other data."""
     data = load_once_per_machine(options, runtime.accelerator)
     refuse_mismatch(
-        runtime.accelerator,
         data.checksum,
         "dataset: the processes hold different data. Give every machine the same MNIST with data_dir=, "
         "or type dataset=synthetic",
     )
     refuse_mismatch(
-        runtime.accelerator,
         resumed.checkpoint.sha256 if resumed else "",
         f"resume={options.resume}: the processes found different checkpoints. Use a folder that all machines share",
     )

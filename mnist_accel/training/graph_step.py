@@ -12,7 +12,7 @@ images come from host memory, and on CPUs, which have no graphs: there the same 
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
@@ -40,6 +40,7 @@ def can_capture(accelerator: Accelerator, store: ImageStore) -> bool:
     )
 
 
+@dataclass
 class GraphStep:
     """A ``Stepper``: puts steps on the device's queue and reads what came of them now and then.
 
@@ -47,24 +48,19 @@ class GraphStep:
     ``tell`` gets a line where a capture failed; while ``eager_now``, steps run uncaptured and each loss is read.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        batches: TrainBatches,
-        objective: Objective,
-        accelerator: Accelerator,
-        clip_norm: float,
-        average: WeightAverage | None,
-        *,
-        tell: Callable[[str], None] = lambda problem: None,
-        eager_now: Callable[[], bool] = lambda: False,
-        phase: Phase = unmarked,
-    ):
-        self.model, self.optimizer, self.batches, self.objective = model, optimizer, batches, objective
-        self.accelerator, self.clip_norm, self.average = accelerator, clip_norm, average
-        self.tell, self.eager_now, self.phase = tell, eager_now, phase
-        self.device = accelerator.device
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    batches: TrainBatches
+    objective: Objective
+    accelerator: Accelerator
+    clip_norm: float
+    average: WeightAverage | None
+    tell: Callable[[str], None] = lambda problem: None
+    eager_now: Callable[[], bool] = lambda: False
+    phase: Phase = unmarked
+
+    def __post_init__(self) -> None:
+        self.device = self.accelerator.device
         self.captures = self.device.type == "cuda"
         self.replay: Callable[[], None] | None = None
         self.fixed: Selection | None = None  # where the captured step finds its images
@@ -77,12 +73,12 @@ class GraphStep:
         # so is the one kernel that sets it.
         self.found_inf = torch.zeros((), device=self.device)
         self.unscaled = torch.ones((), device=self.device)
-        optimizer.found_inf = self.found_inf  # type: ignore[attr-defined]
+        self.optimizer.found_inf = self.found_inf  # type: ignore[attr-defined]
         # CUDA's fused kernels read a float; those for the CPU take it as the double that the ordinary step gives.
         kind = torch.float32 if self.device.type == "cuda" else torch.float64
         self.lr = torch.zeros((), dtype=kind, device=self.device)
         self.average_weight = torch.zeros((), device=self.device)
-        for group in optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = self.lr
 
     def step(

@@ -16,24 +16,16 @@ from torch import Tensor, nn
 
 
 def build_optimizer(
-    name: str,
-    parameters: Iterable[Tensor],
-    *,
-    lr: float,
-    momentum: float,
-    nesterov: bool,
-    weight_decay: float,
+    name: str, parameters: Iterable[Tensor], *, lr: float, momentum: float, nesterov: bool, weight_decay: float
 ) -> torch.optim.Optimizer:
     """Fused kernels: one call for all parameters instead of several for each."""
-    if name == "sgd":
-        optimizer = never_compiled(torch.optim.SGD)(
-            parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=True
-        )
-        if momentum:
-            start_from_zero(optimizer)
-        return optimizer
-    builders = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    return never_compiled(builders[name])(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+    build = never_compiled({"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name])
+    if name != "sgd":
+        return build(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+    optimizer = build(parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=True)
+    if momentum:
+        start_from_zero(optimizer)
+    return optimizer
 
 
 def start_from_zero(optimizer: torch.optim.Optimizer) -> None:
