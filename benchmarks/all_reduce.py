@@ -11,6 +11,7 @@ of the step, pair by pair. Noise can make a small share negative; it is left as 
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ from mnist_accel.machine.launcher import has_to_spawn
 from mnist_accel.machine.runtime import Runtime, start_runtime, synchronised_clock
 from mnist_accel.recipe import Recipe
 from mnist_accel.training.eager_step import EagerStep
-from mnist_accel.training.exchange import Exchange
+from mnist_accel.training.exchange import Exchange, Patience
 from mnist_accel.training.state import BuildStepper, StepInfo
 
 WARM_UP_STEPS = 10  # DDP arranges its buckets after the first
@@ -43,10 +44,10 @@ def main() -> int:
     runtime = start_runtime(options.precision, options.device, options.threads, options.timeout)
     warm_up, steps_in_all = affordable(int(steps), recipe.batch_size)
     data = repeated(load_dataset(options.dataset, options.data_dir), recipe, steps_in_all)
-    shares = []
+    patience, shares = Patience(options.timeout), []
     for _ in range(int(pairs)):
-        with_it = seconds_a_step(recipe, runtime, data, warm_up, EagerStep)
-        without = seconds_a_step(recipe, runtime, data, warm_up, GradientsLeftAlone)
+        with_it = seconds_a_step(recipe, runtime, data, warm_up, partial(EagerStep, patience=patience))
+        without = seconds_a_step(recipe, runtime, data, warm_up, partial(GradientsLeftAlone, patience=patience))
         shares.append((with_it - without) / with_it)
     if runtime.rank == 0:
         print(json.dumps({"world_size": runtime.world_size, "shares": shares}), flush=True)

@@ -1,6 +1,7 @@
 """What is really in effect: threads, precision, device and ranks; and what cannot be had is refused."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -225,7 +226,9 @@ def test_two_rank_zeros_are_refused_in_one_line(clean_environment: dict[str, str
         "runtime.start_process_group = lambda device, timeout: None\n"
         "errors.exit_with_one_line(launch.main)\n"
     )
-    job = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    job = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     ranks = [
         subprocess.Popen(
             [sys.executable, script, ROOT, "recipe=onepoch", "dataset=synthetic", f"out={tmp_path / 'run'}"],

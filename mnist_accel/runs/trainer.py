@@ -112,6 +112,8 @@ class Trainer:
         """Trains from ``position`` on."""
         recipe, options, accelerator = self.recipe, self.options, self.runtime.accelerator
         patience = Patience(options.timeout, callbacks.stop_signal)
+        if options.profile:
+            self.profiler = self.build_profiler(callbacks)
         build_stepper = self.build_stepper or self.choose_stepper(callbacks, patience)
         # Accelerate's wrapper searches the disk for an optional package twice a step: 0.3 ms of onepoch's 3. All that
         # it adds here is the gradient scaling of fp16.
@@ -142,25 +144,27 @@ class Trainer:
             callbacks.on_warm_up(loop.warm_up(optimizer))
         loop.run()
 
-    def choose_stepper(self, callbacks: TrainerCallbacks, patience: Patience) -> BuildStepper:
-        captures = self.options.graph == "auto" and can_capture(self.runtime.accelerator, self.train_batches.store)
-        profile = None
-        if self.options.profile:
-            from mnist_accel.profiling.collect import Profile  # 40 ms of every start
+    @property
+    def captures(self) -> bool:
+        return self.options.graph == "auto" and can_capture(self.runtime.accelerator, self.train_batches.store)
 
-            self.profiler = profile = Profile(
-                self.runtime,
-                self.model,
-                recipe=self.recipe.name,
-                batch_size=self.recipe.batch_size,
-                usually_eager=not captures,
-                on_problem=callbacks.on_problem,
-                on_summary=callbacks.on_profile,
-            )
-        if not captures:
+    def build_profiler(self, callbacks: TrainerCallbacks) -> Profiler:
+        from mnist_accel.profiling.collect import Profile  # 40 ms of every start
+
+        return Profile(
+            self.runtime,
+            self.model,
+            recipe=self.recipe.name,
+            batch_size=self.recipe.batch_size,
+            usually_eager=not self.captures,
+            on_problem=callbacks.on_problem,
+            on_summary=callbacks.on_profile,
+        )
+
+    def choose_stepper(self, callbacks: TrainerCallbacks, patience: Patience) -> BuildStepper:
+        if not self.captures:
             return partial(EagerStep, phase=self.phase, patience=patience)
-        eager_now = (lambda: profile.active) if profile else (lambda: False)
-        return partial(GraphStep, tell=callbacks.on_notice, eager_now=eager_now, phase=self.phase)
+        return partial(GraphStep, tell=callbacks.on_notice, eager_now=lambda: self.profiler.active, phase=self.phase)
 
     def lr_at(self, step: int) -> float:
         recipe, steps_per_epoch = self.recipe, self.train_batches.steps_per_epoch

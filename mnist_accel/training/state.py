@@ -135,6 +135,8 @@ class Callbacks:
 class Profiler(Protocol):
     """Entered around all training; marks the phases of a step, and looks at each step when it is over."""
 
+    active: bool  # while it profiles steps, none of them may be a captured graph's
+
     def __enter__(self) -> object: ...
 
     def __exit__(
@@ -150,6 +152,7 @@ class Profiler(Protocol):
 class Unprofiled:
     """The profiler of a run that is not profiled."""
 
+    active = False
     phase = staticmethod(unmarked)
 
     def __enter__(self) -> None:
