@@ -72,7 +72,7 @@ def measure(
         for analysis in analyses(profiled(recipe, runtime, data)):
             steps.append(analysis.total_us / 1000)
             for row in analysis.convolutions:
-                in_step[row.module].append((row.forward_us + row.backward_us) / 1000)
+                in_step[row.place.module].append((row.forward_us + row.backward_us) / 1000)
     return [
         Agreement(name, 100 * quiet(in_step[name]) / quiet(steps), quiet(in_step[name]), quiet(times))
         for name, times in alone.items()

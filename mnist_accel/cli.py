@@ -162,24 +162,17 @@ def refuse_ignored(words: Mapping[str, str], keys: Mapping[str, Key], values: Ma
 
 def check_together(recipe: Recipe, options: RunOptions) -> None:
     """What no field can check alone."""
-    images = TRAINING_IMAGES - recipe.validation
+    batch, images = f"batch_size={recipe.batch_size}", TRAINING_IMAGES - recipe.validation
     if recipe.batch_size > images:
-        raise UserError(
-            f"batch_size={recipe.batch_size}: larger than the {images:,} training images. "
-            f"Type at most batch_size={images}"
-        )
+        raise UserError(f"{batch}: larger than the {images:,} training images. Type at most batch_size={images}")
     if options.resume and options.dry_run:
-        raise UserError(
-            f"resume={options.resume}: a dry run would end the run that it goes on with. Leave dry_run out, or resume"
-        )
+        raise UserError(f"resume={options.resume}: a dry run would end the run. Leave dry_run out, or resume")
     steps = -(-images // recipe.batch_size)
     if options.profile and options.dry_run:
         raise UserError("profile=true: a dry run has one step, too few to profile. Leave dry_run out, or profile")
     if options.profile and steps < FEWEST_PROFILED:
-        raise UserError(
-            f"profile=true: {steps} steps an epoch with batch_size={recipe.batch_size}, and {FEWEST_PROFILED} are "
-            f"needed. Type at most batch_size={(images - 1) // (FEWEST_PROFILED - 1)}"
-        )
+        remedy = f"Type at most batch_size={(images - 1) // (FEWEST_PROFILED - 1)}"
+        raise UserError(f"profile=true: {steps} steps an epoch with {batch}, {FEWEST_PROFILED} are needed. {remedy}")
     if options.processes and recipe.batch_size < options.processes:
         raise UserError(too_small_batch(recipe.batch_size, options.processes))
     if options.restarts and (options.processes or 1) == 1:

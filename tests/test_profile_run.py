@@ -88,7 +88,7 @@ def test_the_trace_has_all_phases_but_no_evaluation(profiled: Run, folder: Path)
     events = read_trace(trace).events
     assert sum(event.name.startswith("ProfilerStep#") for event in events) == TRACED
     convolutions = [event for event in events if event.name == "aten::convolution"]
-    assert {event.listed("Input Dims")[0][0] for event in convolutions} == {50}, "evaluation has batches of 500"
+    assert {event.details["Input Dims"][0][0] for event in convolutions} == {50}, "evaluation has batches of 500"
 
 
 def test_the_console_shows_all_four_parts(profiled: Run) -> None:
@@ -144,7 +144,7 @@ def test_every_rank_leaves_a_trace_in_the_same_folder(two_ranks: tuple[Run, Path
         (trace,) = (home / "profiles").rglob(f"rank{rank}.*.gz")
         read = read_trace(trace)
         assert (read.rank, read.world_size) == (rank, 2)
-        assert {row.shape.images for row in analyse(read).convolutions if row.shape} == {25}
+        assert all(row.shape and row.shape.text.startswith("25×") for row in analyse(read).convolutions)
 
 
 def test_a_folder_that_cannot_be_written_costs_a_line_and_code_4(run_launch: Launch, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_folder_that_cannot_be_written_costs_a_line_and_code_4(run_launch: Lau
     run = a_run(run_launch, tmp_path / "run", *WORDS, "profile=true", cwd=tmp_path)
     assert run.code == 4 and run.result["status"] == "finished"
     (warning,) = (line for line in run.out.splitlines() if line.startswith("warning: "))
-    assert re.fullmatch(r"warning: profiles/\S+ could not be made: File exists; the run goes on", warning)
+    assert re.fullmatch(r"warning: profiles/\S+ could not be made: Not a directory; the run goes on", warning)
     assert "conv2" in run.out, "the tables need no file"
 
 
@@ -168,10 +168,7 @@ def test_a_full_disk_costs_a_line_and_code_4(run_launch: Launch, tmp_path: Path)
     ("words", "says"),
     [
         (["dry_run=true"], "a dry run has one step"),
-        (
-            ["batch_size=10000"],
-            "6 steps an epoch with batch_size=10000, and 7 are needed. Type at most batch_size=9999",
-        ),
+        (["batch_size=10000"], "6 steps an epoch with batch_size=10000, 7 are needed. Type at most batch_size=9999"),
         (["batch_size=100", "validation=59900"], "Type at most batch_size=16"),
     ],
 )

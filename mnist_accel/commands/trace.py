@@ -14,7 +14,8 @@ from mnist_accel.errors import UserError, printable
 from mnist_accel.recipe import CONFIG, keys_of, option
 
 if TYPE_CHECKING:  # a typing mistake must not wait for torch
-    from mnist_accel.profiling.summary import ProfileSummary, RankTimes
+    from mnist_accel.profiling.steady import RankTimes
+    from mnist_accel.profiling.summary import ProfileSummary
 
 USAGE = "python -m mnist_accel trace PATH against=OTHER"
 

@@ -5,34 +5,31 @@ call had which made it. The last call with a number is the one that made the nod
 """
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from mnist_accel.profiling.timeline import BACKWARD_NODE, Call, Step
 from mnist_accel.profiling.trace_file import LAYER, MODULE, PHASE, Event
 
-Kind = Literal[
-    "data",
-    "augmentation",
-    "convolution forward",
-    "convolution backward",
-    "other layers",
-    "loss",
-    "optimizer",
-    "all-reduce",
-    "checkpoint",
-    "overhead",
-    "other",
-]
+OfOneKind = Literal["data", "augmentation", "loss", "optimizer", "all-reduce", "checkpoint"]  # phases of one kind
+Kind = OfOneKind | Literal["convolution forward", "convolution backward", "other layers", "overhead", "other"]
 BETWEEN = "outside of these"  # the phase of what lies between the phases
 CONVOLUTIONS = ("aten::conv", "aten::_convolution")  # the rest is called by these
+
+
+class Place(NamedTuple):
+    """Which convolution of a step: the n-th call of a module; "" where the trace does not name it."""
+
+    module: str
+    call: int
 
 
 class Owner(NamedTuple):
     phase: str
     kind: Kind
-    detail: str | int = ""  # which convolution of the step, from 0; or the operation
+    detail: str | Place = ""  # the convolution; or the operation
 
 
 @dataclass(eq=False)
@@ -40,15 +37,8 @@ class Convolution:
     """One convolution of one step: its forward call, and the backward node that it caused."""
 
     call: Call
-    module: str  # "" where the trace does not name it
+    place: Place
     backward: Call | None = None
-
-    def forward(self) -> Event | None:
-        """The call that carries stride, padding and the rest as numbers."""
-        return first_named("aten::convolution", self.call)
-
-    def gradients(self) -> Event | None:
-        return first_named("aten::convolution_backward", self.backward) if self.backward else None
 
 
 REDUCING = Owner("all-reduce", "all-reduce")
@@ -73,11 +63,7 @@ class Owners:
         self.of_call: dict[Call, Owner] = {}
         forward_calls = self.find_forward()
         self.made = self.link(forward_calls)
-        self.conv_of: dict[Call, int] = {}
-        for index, convolution in enumerate(self.convolutions):
-            self.conv_of[convolution.call] = index
-            for call in convolution.call.below():
-                self.conv_of[call] = index
+        self.conv_of = {call: conv.place for conv in self.convolutions for call in conv.call.within()}
         linked = list(self.made.values())
         self.forward_from = min((call.event.start for call in linked), default=step.end)
         self.backward_from = min((node.event.start for node in self.made), default=step.end)
@@ -86,7 +72,7 @@ class Owners:
 
     def find_forward(self) -> list[Call]:
         """The calls before and outside of backward, in the order of time; convolutions among them are noted."""
-        found = []
+        found, convolutions = [], []
         waiting = [(call, "", "", False) for call in reversed((*self.step.main, *self.step.others))]
         while waiting:
             call, module, kind, within = waiting.pop()
@@ -102,38 +88,41 @@ class Owners:
                 if kind:
                     self.module_of[call] = kind
                 if not within and name.startswith(CONVOLUTIONS):
-                    self.convolutions.append(Convolution(call, module))
+                    convolutions.append((call, module))
                     within = True
             waiting.extend((inner, module, kind, within) for inner in reversed(call.calls))
-        self.convolutions.sort(key=lambda convolution: convolution.call.event.start)
+        seen: Counter[str] = Counter()
+        for call, module in sorted(convolutions, key=lambda found: found[0].event.start):
+            self.convolutions.append(Convolution(call, Place(module, seen[module])))
+            seen[module] += 1
         return sorted(found, key=lambda call: call.event.start)
 
     def link(self, forward_calls: list[Call]) -> dict[Call, Call]:
         """Backward node → the forward call that made it."""
         numbered: dict[tuple[tuple[str, str], int], list[Call]] = {}
         for call in forward_calls:
-            number = call.event.integer("Sequence number")
+            number = call.event.details.get("Sequence number")
             if number is not None:
                 numbered.setdefault((call.event.thread, number), []).append(call)
         nodes = [
             (call, number)
             for call in self.step.calls()
-            if is_backward(call) and (number := call.event.integer("Sequence number")) is not None
+            if is_backward(call) and (number := call.event.details.get("Sequence number")) is not None
         ]
         threads = list(dict.fromkeys(thread for thread, _ in numbered))  # in the order of time
         # Each thread counts for itself; a node says on whose count it is, in numbers of the profiler's own.
-        thread_ids = sorted({call.event.integer("Fwd thread id") or 0 for call, _ in nodes})
+        thread_ids = sorted({call.event.details.get("Fwd thread id", 0) for call, _ in nodes})
         place_of = {thread_id: place for place, thread_id in enumerate(thread_ids)}
         made = {}
         for node, number in nodes:
-            place = place_of[node.event.integer("Fwd thread id") or 0]
+            place = place_of[node.event.details.get("Fwd thread id", 0)]
             for thread in threads[min(place, len(threads) - 1) :] + threads:
                 candidates = numbered.get((thread, number), [])
                 before = bisect_right(candidates, node.event.start, key=lambda call: call.event.start)
                 if before:
                     made[node] = candidates[before - 1]
                     break
-        by_call = {call: convolution for convolution in self.convolutions for call in within(convolution.call)}
+        by_call = {call: convolution for convolution in self.convolutions for call in convolution.call.within()}
         for node, maker in made.items():
             if maker in by_call and "onv" in node.event.name:
                 by_call[maker].backward = node
@@ -196,9 +185,8 @@ class Owners:
         """What kernels name the call by that launched them."""
         for call, owner in self.of_call.items():
             for key in ("correlation", "External id"):
-                number = call.event.integer(key)
-                if number is not None and call.event.category != "user_annotation":
-                    yield (key, number), owner
+                if key in call.event.details and call.event.category != "user_annotation":
+                    yield (key, call.event.details[key]), owner
 
     def pieces(self) -> Iterator[tuple[Owner, float]]:
         """The training thread's time, each microsecond once: calls less the calls within, and the gaps."""
@@ -207,7 +195,7 @@ class Owners:
             return
         whole = Call(Event("", "user_annotation", ("", ""), self.step.start, self.step.duration), None, self.step.main)
         self.of_call[whole] = Owner(BETWEEN, "overhead")
-        for call in (whole, *whole.below()):
+        for call in whole.within():
             owner = self.of_call[call]
             end = min(call.event.end, self.step.end)
             place = call.event.start
@@ -227,24 +215,14 @@ class Owners:
     def last_node(self, call: Call) -> Call | None:
         """Behind it DDP waits for the gradients of the other processes."""
         nodes = [inner for inner in call.calls if is_backward(inner)]
-        communicates = any(is_communication(inner.event.name) for node in nodes for inner in node.below())
+        communicates = any(is_communication(inner.event.name) for node in nodes for inner in node.within())
         return nodes[-1] if communicates else None
-
-
-def within(call: Call) -> Iterator[Call]:
-    yield call
-    yield from call.below()
-
-
-def first_named(name: str, outermost: Call) -> Event | None:
-    return next((call.event for call in within(outermost) if call.event.name == name), None)
 
 
 def annotated(name: str, inherited: Owner) -> Owner:
     if name.startswith(PHASE):
         phase = name.removeprefix(PHASE)
-        kinds: tuple[Kind, ...] = ("data", "augmentation", "loss", "optimizer", "all-reduce", "checkpoint")
-        return Owner(phase, next((kind for kind in kinds if kind == phase), "overhead"))
+        return Owner(phase, next((kind for kind in get_args(OfOneKind) if kind == phase), "overhead"))
     if name.startswith(("Optimizer.step#", "Optimizer.zero_grad#")):
         return Owner("optimizer", "optimizer")
     if name.startswith("enumerate(DataLoader)#"):

@@ -7,31 +7,34 @@ slower is not taken for the cost of profiling. What is computed stays as it is: 
 import gzip
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from types import TracebackType
 from typing import Any
 
 import torch
-from accelerate.utils import ProfileKwargs, broadcast_object_list
+from accelerate.utils import ProfileKwargs, broadcast_object_list, gather_object
 from torch import nn
 from torch.profiler import record_function
 
 from mnist_accel.cli import FEWEST_PROFILED
 from mnist_accel.errors import UserError
-from mnist_accel.files import write_whole
+from mnist_accel.files import new_folder, write_whole
 from mnist_accel.machine.runtime import Runtime, describe_machine, synchronised_clock
 from mnist_accel.phase import NOTHING
 from mnist_accel.profiling.attribution import SAVING
-from mnist_accel.profiling.folder import make_folder, trace_name, write_summary
 from mnist_accel.profiling.layers import analyse
 from mnist_accel.profiling.roofline import Roofline, roofline_that_fits
-from mnist_accel.profiling.steady import kept_of, middle_half
-from mnist_accel.profiling.summary import Cost, ProfileSummary, RankTimes, summarise
-from mnist_accel.profiling.trace_file import LAYER, MODULE, PHASE, trace_in
+from mnist_accel.profiling.steady import RankTimes, middle_half, undisturbed
+from mnist_accel.profiling.summary import Cost, ProfileSummary, as_json, summarise
+from mnist_accel.profiling.trace_file import LAYER, MODULE, PHASE, SUMMARY, trace_in
 from mnist_accel.training.state import StepInfo
+
+PROFILES = Path("profiles")
 
 # Steps that settle, are timed plainly, warm the profiler up, are traced, settle again, are timed plainly again.
 PLANNED = {"settle": 5, "before": 20, "warm up": 3, "trace": 24, "settle again": 2, "after": 20}
@@ -46,40 +49,43 @@ def plan(steps_left: int) -> list[str]:
     return [what for what, steps in PLANNED.items() for _ in range(1 + int(spare * (steps - 1)))]
 
 
+@dataclass
 class Profile:
     """The loop's profiler: it looks at every finished step, and the steps mark their phases through it."""
 
-    def __init__(
-        self,
-        runtime: Runtime,
-        model: nn.Module,
-        *,
-        recipe: str,
-        batch_size: int,
-        usually_eager: bool,
-        on_problem: Callable[[str], None],
-        on_summary: Callable[[ProfileSummary], None],
-    ):
-        self.runtime, self.model, self.recipe, self.batch_size = runtime, model, recipe, batch_size
-        self.on_problem, self.on_summary = on_problem, on_summary
-        self.active = False  # from the first planned step to the last: a captured graph must not run in these
-        self.usually_eager = usually_eager  # not where a captured graph trains
-        self.planned: list[str] = []
-        self.tracing: ExitStack | None = None
-        self.times: dict[str, list[float]] = {"before": [], "trace": [], "after": []}
-        self.seconds = 0.0
-        self.content = b""
-        self.folder: Path | None = None
-        self.ranks: list[RankTimes] = []
-        self.roofline: Roofline | None = None
-        self.started = 0.0
-        self.saved = 0.0  # seconds since then in which a checkpoint was written
+    runtime: Runtime
+    model: nn.Module
+    recipe: str
+    batch_size: int
+    usually_eager: bool  # not where a captured graph trains
+    on_problem: Callable[[str], None]
+    on_summary: Callable[[ProfileSummary], None]
+    active: bool = False  # from the first planned step to the last: a captured graph must not run in these
+    planned: list[str] = field(default_factory=list)
+    tracing: ExitStack | None = None
+    times: dict[str, list[float]] = field(default_factory=lambda: {"before": [], "trace": [], "after": []})
+    seconds: float = 0.0
+    content: bytes = b""
+    folder: Path | None = None
+    trace: str = ""  # its name there
+    ranks: list[RankTimes] = field(default_factory=list)
+    roofline: Roofline | None = None
+    started: float = 0.0
+    saved: float = 0.0  # seconds since then in which a checkpoint was written
 
     def after_step(self, info: StepInfo) -> float:
-        """The seconds that it took for itself, which are no training time."""
-        before = self.seconds
-        self.on_step(info)
-        return self.seconds - before
+        """What the step was for is over, and the next one's begins. The seconds that this took are no training time."""
+        if self.ranks:
+            return 0.0
+        now = synchronised_clock(self.runtime.device)
+        if self.planned:
+            self.advance(now)
+        else:
+            self.planned = plan(info.steps_per_epoch - info.step)
+            self.active = bool(self.planned)
+        self.started, self.saved = synchronised_clock(self.runtime.device), 0.0
+        self.seconds += self.started - now
+        return self.started - now
 
     def phase(self, name: str) -> AbstractContextManager[object]:
         mark = record_function(PHASE + name) if self.tracing else NOTHING
@@ -109,31 +115,21 @@ class Profile:
         elif kind is None:
             self.on_problem(f"nothing was profiled: no epoch had {FEWEST_PROFILED} steps left")
 
-    def on_step(self, info: StepInfo) -> None:
-        """After each step: what it was for is over, and the next one's begins."""
-        if self.ranks:
-            return
-        now = synchronised_clock(self.runtime.device)
-        if not self.planned:
-            self.planned = plan(info.steps_per_epoch - info.step)
-            self.active = bool(self.planned)
-        else:
-            what = self.planned.pop(0)
-            if what in self.times:
-                self.times[what].append(now - self.started - self.saved)
-            if self.tracing:
-                self.tracing_step()
-            following = self.planned[0] if self.planned else ""
-            if self.tracing and following not in ("warm up", "trace"):
-                self.tracing.close()
-                self.tracing = None
-            if following == "warm up" and not self.tracing:
-                self.begin_tracing()
-            if not following:
-                self.active = False
-                self.share()
-        self.started, self.saved = synchronised_clock(self.runtime.device), 0.0
-        self.seconds += self.started - now
+    def advance(self, now: float) -> None:
+        what = self.planned.pop(0)
+        if what in self.times:
+            self.times[what].append(now - self.started - self.saved)
+        if self.tracing:
+            self.tracing_step()
+        following = self.planned[0] if self.planned else ""
+        if self.tracing and following not in ("warm up", "trace"):
+            self.tracing.close()
+            self.tracing = None
+        if following == "warm up" and not self.tracing:
+            self.begin_tracing()
+        if not following:
+            self.active = False
+            self.share()
 
     def begin_tracing(self) -> None:
         # Two lines of its own on stderr, which are no news to anybody.
@@ -162,38 +158,37 @@ class Profile:
 
     def share(self) -> None:
         """Every rank writes its trace into the folder that rank 0 has made; rank 0 learns of all times."""
-        accelerator = self.runtime.accelerator
+        main = self.runtime.accelerator.is_main_process
         # Now, and on all ranks: under the conditions that the traced steps had.
         self.roofline, why = roofline_that_fits(self.runtime.device, self.runtime.precision)
-        if why and accelerator.is_main_process:
-            self.on_problem(f"profile=true: {why}")
-        said: list[Any] = [None, None, ""]
-        if accelerator.is_main_process:
-            said = make_folder(self.recipe)
-        if accelerator.num_processes > 1:
-            broadcast_object_list(said)
-        folder, stamp, problem = said
+        ((folder, stamp, problem),) = broadcast_object_list([make_folder(self.recipe) if main else None])
         if not problem:
-            try:
-                self.folder = Path(folder)
-                self.folder.mkdir(parents=True, exist_ok=True)  # on another machine it is not there yet
-                self.trace = trace_name(self.runtime.rank, stamp)
-                # torch notes only in a log that it could not write a trace to its end.
-                if not self.content.rstrip().endswith(b"}"):
-                    raise OSError(0, "there was no room for it in the folder for temporary files")
-                write_whole(self.folder / self.trace, gzip.compress(self.content, 6))
-            except OSError as error:
-                problem = f"the trace in {folder} could not be written: {error.strerror}"
-        plain = kept_of(self.times["before"] + self.times["after"])
-        milliseconds = [1000 * median(kept_of(self.times["trace"])), 1000 * median(plain), 1000 * middle_half(plain)]
-        mine = [*milliseconds, float(bool(problem))]
-        table = accelerator.gather(torch.tensor([mine], dtype=torch.float64, device=accelerator.device)).tolist()
-        self.ranks = [RankTimes(rank, *times) for rank, (*times, _) in enumerate(table)]
-        unwritten = [str(rank) for rank, (*_, failed) in enumerate(table) if failed]
-        if problem and accelerator.is_main_process:
-            self.on_problem(problem)
-        elif unwritten and accelerator.is_main_process:
-            self.on_problem(f"the traces of ranks {', '.join(unwritten)} in {folder} could not be written")
+            self.folder = Path(folder)
+            self.trace = f"rank{self.runtime.rank}.{stamp}.pt.trace.json.gz"  # as TensorBoard's plugin looks for it
+            problem = self.write_trace(self.folder / self.trace)
+        plain, profiled = (
+            [1000 * seconds for seconds in undisturbed(times, float)]
+            for times in (self.times["before"] + self.times["after"], self.times["trace"])
+        )
+        mine = RankTimes(self.runtime.rank, median(profiled), median(plain), middle_half(plain))
+        gathered = gather_object([(mine, problem)])
+        self.ranks = [times for times, _ in gathered]
+        problems = [f"profile=true: {why}" if why else "", *(problem for _, problem in gathered)]
+        for problem in dict.fromkeys(filter(None, problems)):
+            if main:
+                self.on_problem(problem)
+
+    def write_trace(self, path: Path) -> str:
+        """What went wrong."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)  # on another machine it is not there yet
+            # torch notes only in a log that it could not write a trace to its end.
+            if not self.content.rstrip().endswith(b"}"):
+                raise OSError(0, "there was no room for it in the folder for temporary files")
+            write_whole(path, gzip.compress(self.content, 6))
+        except OSError as error:
+            return f"{path} could not be written: {error.strerror}"
+        return ""
 
     def conclude(self) -> None:
         """After training: nobody waits for this."""
@@ -219,7 +214,7 @@ class Profile:
             recipe=self.recipe,
             world_size=self.runtime.world_size,
             precision=self.runtime.precision,
-            trace=self.trace if self.folder else "",
+            trace=self.trace,
             folder=str(self.folder or ""),
             usually_eager=self.usually_eager,
             without_kernels=self.runtime.device.type == "cuda" and not analysis.on_gpu,
@@ -230,10 +225,20 @@ class Profile:
         )
         if self.folder:
             try:
-                write_summary(self.folder, summary)
+                write_whole(self.folder / SUMMARY, as_json(summary).encode())
             except OSError as error:
                 self.on_problem(f"the summary in {self.folder} could not be written: {error.strerror}")
         self.on_summary(summary)
+
+
+def make_folder(recipe: str) -> tuple[str, int, str]:
+    """The new folder ``profiles/<recipe>-<time>/``, the stamp of its traces, and what went wrong."""
+    first = PROFILES / f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+    stamp = time.time_ns()
+    try:
+        return str(new_folder(first)), stamp, ""
+    except OSError as error:
+        return str(first), stamp, f"{first} could not be made: {error.strerror}"
 
 
 @contextmanager

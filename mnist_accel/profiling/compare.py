@@ -11,7 +11,6 @@ SAME = 1.05  # within this factor two times are called the same
 @dataclass(frozen=True)
 class Change:
     name: str
-    shape: str
     ms: float
     against_ms: float
     spread_ms: float = 0.0  # of the steps: the mean of both traces'
@@ -42,19 +41,16 @@ class ProfileComparison:
 def compare(summary: ProfileSummary, against: ProfileSummary) -> ProfileComparison:
     here, there = by_key(summary), by_key(against)
     layers = []
-    for key, row in here.items():
-        if key in there:
-            other = there[key]
-            forward = (row.forward_spread_ms + other.forward_spread_ms) / 2
-            layers.append(Change(f"{row.name} forward", row.shape, row.forward_ms, other.forward_ms, forward))
-            backward = (row.backward_spread_ms + other.backward_spread_ms) / 2
-            layers.append(Change(f"{row.name} backward", row.shape, row.backward_ms, other.backward_ms, backward))
+    for row, other in ((here[key], there[key]) for key in here if key in there):
+        forward = (row.forward_spread_ms + other.forward_spread_ms) / 2
+        layers.append(Change(f"{row.name} forward", row.forward_ms, other.forward_ms, forward))
+        backward = (row.backward_spread_ms + other.backward_spread_ms) / 2
+        layers.append(Change(f"{row.name} backward", row.backward_ms, other.backward_ms, backward))
     before = {phase.name: phase for phase in against.phases}
     phases = [(phase, before[phase.name]) for phase in summary.phases if phase.name in before]
-    whole = (summary.step_spread_ms + against.step_spread_ms) / 2
     return ProfileComparison(
-        Change("the step", "", summary.step_ms, against.step_ms, whole),
-        [Change(here.name, "", here.ms, there.ms, (here.spread_ms + there.spread_ms) / 2) for here, there in phases],
+        Change("the step", summary.step_ms, against.step_ms, (summary.step_spread_ms + against.step_spread_ms) / 2),
+        [Change(here.name, here.ms, there.ms, (here.spread_ms + there.spread_ms) / 2) for here, there in phases],
         layers,
         [" ".join(key) for key in here if key not in there],
         [" ".join(key) for key in there if key not in here],

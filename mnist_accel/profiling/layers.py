@@ -2,14 +2,15 @@
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from mnist_accel.errors import UserError
 from mnist_accel.phase import PHASES
-from mnist_accel.profiling.attribution import BETWEEN, REDUCING, SAVING, Owner, Owners
+from mnist_accel.profiling.attribution import BETWEEN, REDUCING, SAVING, Owner, Owners, Place
 from mnist_accel.profiling.flops import Shape, gradients_asked, shape_of
-from mnist_accel.profiling.timeline import Step, steps_of
+from mnist_accel.profiling.timeline import Call, Step, steps_of
 from mnist_accel.profiling.trace_file import ON_DEVICE, PHASE, Event, Trace
 
 IDLE = "launch overhead"
@@ -17,13 +18,14 @@ IDLING = Owner(IDLE, "overhead")
 Launches = dict[tuple[str, int], tuple[int, Owner]]  # the step that launched it, and for whom
 Piece = tuple[Owner, float]
 Stretch = tuple[Owner, float, float]  # from, to
+Key = TypeVar("Key")
 
 
 @dataclass
 class ConvolutionTimes:
-    """Of one convolution, over all traced steps together."""
+    """Of one convolution: times and calls over all traced steps together, arithmetic per step."""
 
-    module: str
+    place: Place
     shape: Shape | None = None
     forward_us: float = 0.0
     backward_us: float = 0.0
@@ -36,10 +38,11 @@ class ConvolutionTimes:
 
 @dataclass(frozen=True)
 class StepTimes:
-    """One step in microseconds: all its moments, in their order; and whole kernels, also where others hide them."""
+    """One step in microseconds: all its moments, in their order; and on a GPU whole kernels, also where others hide
+    them."""
 
     pieces: list[Piece]
-    kernels: list[Piece] = field(default_factory=list)
+    whole: list[Piece]
 
     @property
     def length(self) -> float:
@@ -54,51 +57,67 @@ class Analysis:
     steps: int
     total_us: float
     on_gpu: bool
-    phases: dict[str, float]
+    eager: bool
+    each: list[StepTimes]
     parts: dict[Owner, float]
-    convolutions: list[ConvolutionTimes] = field(default_factory=list)
-    eager: bool = True
-    each: list[StepTimes] = field(default_factory=list)
+    convolutions: list[ConvolutionTimes]
+
+    @property
+    def phases(self) -> dict[str, float]:
+        phases = added_up((phase_of(owner), us) for owner, us in self.parts.items())
+        return {name: phases[name] for name in (*PHASES, IDLE, BETWEEN) if phases.get(name)}
 
 
 def analyse(trace: Trace) -> Analysis:
     steps = steps_of(trace)
     if not steps:
         raise UserError(f"{trace.path}: holds no operation of torch. Profile a few training steps")
-    found = Analysis(len(steps), sum(step.duration for step in steps), trace.on_gpu, {}, {})
-    found.eager = not any(event.name == "cudaGraphLaunch" for event in trace.events)
     owners = [Owners(step) for step in steps]
-    by_module: dict[str, list[int]] = defaultdict(list)
-    rows = [rows_for(found.convolutions, by_module, of_step) for of_step in owners]
-    if found.on_gpu:
-        found.each = on_device(trace, steps, owners, rows)
+    if trace.on_gpu:
+        each = on_device(trace, steps, owners)
     else:
-        for of_step, rows_of_step in zip(owners, rows, strict=True):
-            pieces = [(over_all_steps(owner, rows_of_step), us) for owner, us in of_step.pieces()]
-            found.each.append(StepTimes(pieces))
-    phases: dict[str, float] = defaultdict(float)
-    for step in found.each:
-        for owner, us in step.kernels if found.on_gpu else step.pieces:
-            add_to_row(found.convolutions, owner, us)
-        for owner, us in step.pieces:
-            found.parts[owner] = found.parts.get(owner, 0.0) + us
-            phases[phase_of(owner)] += us
-    found.phases = in_order(phases)
-    return found
+        each = [StepTimes(pieces, pieces) for pieces in (list(of_step.pieces()) for of_step in owners)]
+    return Analysis(
+        steps=len(steps),
+        total_us=sum(step.duration for step in steps),
+        on_gpu=trace.on_gpu,
+        eager=not any(event.name == "cudaGraphLaunch" for event in trace.events),
+        each=each,
+        parts=added_up(piece for step in each for piece in step.pieces),
+        convolutions=with_times(rows_for(owners).values(), added_up(piece for step in each for piece in step.whole)),
+    )
 
 
-def on_device(trace: Trace, steps: list[Step], owners: list[Owners], rows: list[list[int]]) -> list[StepTimes]:
+def added_up(pieces: Iterable[tuple[Key, float]]) -> dict[Key, float]:
+    sums: dict[Key, float] = defaultdict(float)
+    for key, us in pieces:
+        sums[key] += us
+    return dict(sums)
+
+
+def with_times(convolutions: Iterable[ConvolutionTimes], us: Mapping[Owner, float]) -> list[ConvolutionTimes]:
+    """The rows with the time that each one's owner has."""
+    return [
+        replace(
+            row,
+            forward_us=us.get(Owner("forward", "convolution forward", row.place), 0.0),
+            backward_us=us.get(Owner("backward", "convolution backward", row.place), 0.0),
+        )
+        for row in convolutions
+    ]
+
+
+def on_device(trace: Trace, steps: list[Step], owners: list[Owners]) -> list[StepTimes]:
     # The CPU may be steps ahead of the device, so a kernel's launch is looked for in all of them: a row has the kernels
     # that its step launched, whenever they ran.
     launches: Launches = {}
-    for number, (of_step, rows_of_step) in enumerate(zip(owners, rows, strict=True)):
+    for number, of_step in enumerate(owners):
         for key, owner in of_step.launches():
-            launches[key] = number, over_all_steps(owner, rows_of_step)
+            launches[key] = number, owner
     launched: list[list[Piece]] = [[] for _ in steps]
     kernels = []
-    for event in sorted(
-        (event for event in trace.events if event.category in ON_DEVICE), key=lambda event: event.start
-    ):
+    ran = [event for event in trace.events if event.category in ON_DEVICE]
+    for event in sorted(ran, key=lambda event: event.start):
         by_step, owner = launch_of(event, launches)
         kernels.append((owner, event))
         if by_step is not None:
@@ -115,61 +134,40 @@ def phase_of(owner: Owner) -> str:
     return owner.phase if owner.phase in (*PHASES, IDLE) else BETWEEN
 
 
-def in_order(phases: Mapping[str, float]) -> dict[str, float]:
-    return {name: phases[name] for name in (*PHASES, IDLE, BETWEEN) if phases.get(name)}
-
-
-def over_all_steps(owner: Owner, rows: list[int]) -> Owner:
-    """A step's own number of a convolution → that of its row."""
-    return owner._replace(detail=rows[owner.detail]) if isinstance(owner.detail, int) else owner
-
-
-def add_to_row(convolutions: list[ConvolutionTimes], owner: Owner, duration: float) -> None:
-    if owner.kind == "convolution forward":
-        convolutions[int(owner.detail)].forward_us += duration
-    elif owner.kind == "convolution backward":
-        convolutions[int(owner.detail)].backward_us += duration
-
-
 def launch_of(kernel: Event, launches: Launches) -> tuple[int | None, Owner]:
     """The step that launched it, None where no call of one did; and for whom."""
     if "nccl" in kernel.name.lower():
         return None, REDUCING
     for key in ("correlation", "External id"):
-        number = kernel.integer(key)
-        if number is not None and (key, number) in launches:
-            return launches[key, number]
+        if (key, kernel.details.get(key)) in launches:
+            return launches[key, kernel.details[key]]
     return None, Owner(BETWEEN, "other")
 
 
-def rows_for(convolutions: list[ConvolutionTimes], by_module: dict[str, list[int]], owners: Owners) -> list[int]:
-    """The number of each convolution's row: by its module where that is known, else by its place in the step."""
-    rows = []
-    seen: dict[str, int] = defaultdict(int)
-    for convolution in owners.convolutions:
-        place = seen[convolution.module]
-        seen[convolution.module] += 1
-        same = by_module[convolution.module]
-        if place == len(same):
-            same.append(len(convolutions))
-            convolutions.append(ConvolutionTimes(convolution.module))
-        row = convolutions[same[place]]
-        rows.append(same[place])
+def rows_for(owners: Sequence[Owners]) -> dict[Place, ConvolutionTimes]:
+    rows: dict[Place, ConvolutionTimes] = {}
+    for convolution in (convolution for of_step in owners for convolution in of_step.convolutions):
+        row = rows.setdefault(convolution.place, ConvolutionTimes(convolution.place))
         row.calls += 1
-        gradients = convolution.gradients()
-        forward = convolution.forward()
+        gradients = first_named("aten::convolution_backward", convolution.backward)
+        forward = first_named("aten::convolution", convolution.call)  # it carries stride, padding and the rest
         shape = shape_of(forward) if forward else None
         if shape is None:
             continue
         row.shape = row.shape or shape
-        row.forward_flop += shape.flop
-        row.bytes += shape.bytes
+        flop, moved = shape.flop / len(owners), shape.bytes / len(owners)
+        row.forward_flop += flop
+        row.bytes += moved
         if gradients is not None:
             of_input, of_weights = gradients_asked(gradients)
-            row.input_flop += shape.flop * of_input
-            row.weight_flop += shape.flop * of_weights
-            row.bytes += shape.bytes * (of_input + of_weights)
+            row.input_flop += flop * of_input
+            row.weight_flop += flop * of_weights
+            row.bytes += moved * (of_input + of_weights)
     return rows
+
+
+def first_named(name: str, call: Call | None) -> Event | None:
+    return next((inner.event for inner in call.within() if inner.event.name == name), None) if call else None
 
 
 def device_pieces(step: Step, stretches: list[Stretch], first: int) -> Iterator[tuple[Owner, float]]:

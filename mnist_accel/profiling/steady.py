@@ -14,19 +14,24 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median, quantiles
+from typing import TypeVar
 
 from mnist_accel.profiling.attribution import SAVING, Owner
-from mnist_accel.profiling.layers import IDLING, Analysis, Piece, StepTimes, in_order, phase_of
+from mnist_accel.profiling.layers import IDLING, Analysis, Piece, StepTimes, with_times
+from mnist_accel.profiling.roofline import Measured
 
+T = TypeVar("T")
 LONGEST = 1.25  # times the median: what takes longer was disturbed
 
 
 @dataclass(frozen=True)
-class Plain:
-    """Steps of the same run without the profiler, in microseconds."""
+class RankTimes:
+    """A process's steps, with the profiler and without it."""
 
-    us: float
-    spread_us: float = 0.0
+    rank: int
+    profiled_ms: float
+    plain_ms: Measured
+    plain_spread_ms: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -37,26 +42,22 @@ class Typical:
     kept: list[StepTimes]
     set_aside: int
     factor: float  # that its pieces were scaled by
-    plain: Plain | None
+    plain: RankTimes | None
 
     def spread_us(self, us: float, belongs: Callable[[Owner], bool], whole_kernels: bool = False) -> float:
         """Of a row that has ``us`` a step: the range of its middle half over the steps, and its part of the range of
         those without the profiler."""
         of_steps = [
-            sum(us for owner, us in (step.kernels if whole_kernels else step.pieces) if belongs(owner))
+            sum(us for owner, us in (step.whole if whole_kernels else step.pieces) if belongs(owner))
             for step in self.kept
         ]
-        of_plain = us * self.plain.spread_us / self.plain.us if self.plain else 0.0
+        of_plain = us * self.plain.plain_spread_ms / self.plain.plain_ms if self.plain else 0.0
         return self.factor * middle_half(of_steps) + of_plain
 
 
-def undisturbed(lengths: Sequence[float]) -> list[bool]:
-    limit = LONGEST * median(lengths)
-    return [length <= limit for length in lengths]
-
-
-def kept_of(lengths: Sequence[float]) -> list[float]:
-    return [length for length, keep in zip(lengths, undisturbed(lengths), strict=True) if keep]
+def undisturbed(steps: Sequence[T], length: Callable[[T], float]) -> list[T]:
+    limit = LONGEST * median(map(length, steps))
+    return [step for step in steps if length(step) <= limit]
 
 
 def middle_half(values: Sequence[float]) -> float:
@@ -67,36 +68,15 @@ def middle_half(values: Sequence[float]) -> float:
     return third - first
 
 
-def typical_step(analysis: Analysis, plain: Plain | None) -> Typical:
+def typical_step(analysis: Analysis, plain: RankTimes | None) -> Typical:
     """``plain`` is None where the trace is all there is: then the step has the median length of those that are kept."""
-    keep = undisturbed([step.length for step in analysis.each])
-    kept = [step for step, good in zip(analysis.each, keep, strict=True) if good]
-    whole = undisturbed_pieces([step.kernels if analysis.on_gpu else step.pieces for step in kept])
-    target = plain.us if plain else median(step.length for step in kept)
+    kept = undisturbed(analysis.each, lambda step: step.length)
+    target = 1000 * plain.plain_ms if plain else median(step.length for step in kept)
     spent, factor = fitted(undisturbed_pieces([step.pieces for step in kept]), target, analysis.on_gpu)
-    phases: dict[str, float] = defaultdict(float)
-    for owner, us in spent.items():
-        phases[phase_of(owner)] += us
-    step = replace(
-        analysis,
-        steps=1,
-        total_us=sum(spent.values()),
-        phases=in_order(phases),
-        parts=spent,
-        convolutions=[
-            replace(
-                row,
-                forward_us=factor * whole.get(Owner("forward", "convolution forward", index), 0.0),
-                backward_us=factor * whole.get(Owner("backward", "convolution backward", index), 0.0),
-                forward_flop=row.forward_flop / analysis.steps,
-                weight_flop=row.weight_flop / analysis.steps,
-                input_flop=row.input_flop / analysis.steps,
-                bytes=row.bytes / analysis.steps,
-            )
-            for index, row in enumerate(analysis.convolutions)
-        ],
-    )
-    return Typical(step, kept, len(keep) - len(kept), factor, plain)
+    whole = {owner: factor * us for owner, us in undisturbed_pieces([step.whole for step in kept]).items()}
+    rows = with_times(analysis.convolutions, whole)
+    step = replace(analysis, steps=1, total_us=sum(spent.values()), parts=spent, convolutions=rows)
+    return Typical(step, kept, len(analysis.each) - len(kept), factor, plain)
 
 
 def quiet(times: Iterable[float]) -> float:

@@ -13,7 +13,7 @@ from pydantic_core import from_json
 from mnist_accel.errors import printable
 from mnist_accel.profiling.layers import Analysis, ConvolutionTimes, phase_of
 from mnist_accel.profiling.roofline import Measured, Roofline
-from mnist_accel.profiling.steady import Plain, Typical, typical_step
+from mnist_accel.profiling.steady import RankTimes, Typical, typical_step
 from mnist_accel.profiling.trace_file import SUMMARY
 from mnist_accel.profiling.verdict import Verdict, find_verdict
 
@@ -70,14 +70,6 @@ class Cost:
         return self.profiled_ms / self.plain_ms
 
 
-@dataclass(frozen=True)
-class RankTimes:
-    rank: int
-    profiled_ms: float
-    plain_ms: Measured
-    plain_spread_ms: float = 0.0
-
-
 @dataclass(frozen=True, kw_only=True)
 class ProfileSummary:
     schema: int = SCHEMA
@@ -111,7 +103,7 @@ def summarise(
     analysis: Analysis, roofline: Roofline | None, plain: RankTimes | None = None, **facts: Any
 ) -> ProfileSummary:
     """``plain``: the traced process's steps without the profiler; None where nobody knows them."""
-    typical = typical_step(analysis, Plain(1000 * plain.plain_ms, 1000 * plain.plain_spread_ms) if plain else None)
+    typical = typical_step(analysis, plain)
     names = names_of(analysis.convolutions)
     common = dict(
         on_gpu=analysis.on_gpu,
@@ -127,7 +119,7 @@ def summarise(
     if facts.get("without_kernels"):
         verdict = Verdict(WITHOUT_KERNELS, [], [])
         return ProfileSummary(verdict=verdict, phases=[], convolutions=[], convolutions_roofline_percent=None, **common)
-    rows = [row_of(index, name, typical, roofline) for index, name in enumerate(names)]
+    rows = [row_of(*row, typical, roofline) for row in zip(names, typical.step.convolutions, strict=True)]
     weighed = [(row.ms, row.roofline_percent) for row in rows if row.roofline_percent is not None and row.ms]
     whole = sum(ms for ms, _ in weighed)
     return ProfileSummary(
@@ -148,14 +140,15 @@ def names_of(convolutions: list[ConvolutionTimes]) -> list[str]:
     """``conv1``, ``conv2`` … in the order of a step; a module's own name where it has one."""
     names = []
     for number, times in enumerate(convolutions, start=1):
-        own = times.module.rpartition(".")[2]
-        names.append(times.module if own and not own.isdecimal() else f"conv{number}")
+        module = times.place.module
+        own = module.rpartition(".")[2]
+        names.append(module if own and not own.isdecimal() else f"conv{number}")
     count = Counter(names)
     return [name if count[name] == 1 else f"{name} ({number})" for number, name in enumerate(names, start=1)]
 
 
-def row_of(index: int, name: str, typical: Typical, roofline: Roofline | None) -> ConvolutionRow:
-    step, times = typical.step, typical.step.convolutions[index]
+def row_of(name: str, times: ConvolutionTimes, typical: Typical, roofline: Roofline | None) -> ConvolutionRow:
+    whole = typical.step.total_us
     flop = times.forward_flop + times.weight_flop + times.input_flop
     seconds = (times.forward_us + times.backward_us) / 1e6
     achieved = flop / seconds / 1e9 if flop and seconds else None
@@ -163,16 +156,16 @@ def row_of(index: int, name: str, typical: Typical, roofline: Roofline | None) -
     reach = roofline.attainable_gflops(intensity) if roofline and intensity else 0.0
 
     def spread_ms(us: float, kind: str) -> float:
-        return typical.spread_us(us, lambda owner: owner[1:] == (kind, index), whole_kernels=step.on_gpu) / 1000
+        return typical.spread_us(us, lambda owner: owner[1:] == (kind, times.place), whole_kernels=True) / 1000
 
     return ConvolutionRow(
         name=name,
-        module=times.module,
-        shape=str(times.shape) if times.shape else "",
+        module=times.place.module,
+        shape=times.shape.text if times.shape else "",
         forward_ms=times.forward_us / 1000,
-        forward_share=100 * times.forward_us / step.total_us,
+        forward_share=100 * times.forward_us / whole,
         backward_ms=times.backward_us / 1000,
-        backward_share=100 * times.backward_us / step.total_us,
+        backward_share=100 * times.backward_us / whole,
         gflop_forward=times.forward_flop / 1e9 if times.shape else None,
         gflop_weight_gradient=times.weight_flop / 1e9 if times.shape else None,
         gflop_input_gradient=times.input_flop / 1e9 if times.shape else None,

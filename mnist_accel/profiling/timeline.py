@@ -25,9 +25,9 @@ class Call:
             yield call
             call = call.parent
 
-    def below(self) -> Iterator["Call"]:
-        """All calls within, in the order of their beginning; a trace may nest deeper than Python recurses."""
-        waiting = list(reversed(self.calls))
+    def within(self) -> Iterator["Call"]:
+        """It and all calls within, in the order of their beginning; a trace may nest deeper than Python recurses."""
+        waiting = [self]
         while waiting:
             call = waiting.pop()
             yield call
@@ -49,8 +49,7 @@ class Step:
 
     def calls(self) -> Iterator[Call]:
         for call in (*self.main, *self.others):
-            yield call
-            yield from call.below()
+            yield from call.within()
 
 
 def nest(events: Iterable[Event]) -> list[Call]:

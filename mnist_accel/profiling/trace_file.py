@@ -21,7 +21,7 @@ LARGEST_TRACE = 32 * 2**20  # bytes, unpacked: parsed they take up to 26 times a
 
 KEPT = {"cpu_op", "user_annotation", "kernel", "gpu_memcpy", "gpu_memset", "cuda_runtime", "cuda_driver"}
 ON_DEVICE = {"kernel", "gpu_memcpy", "gpu_memset"}
-# The details of an event that are kept: of convolutions the shapes too.
+# The details of an event that are kept: integers, and of convolutions the lists of shapes.
 LINKS = {"Sequence number", "Fwd thread id", "correlation", "External id"}
 SHAPES = {"Input Dims", "Input type", "Concrete Inputs"}
 
@@ -35,19 +35,11 @@ class Event:
     thread: tuple[str, str]
     start: float
     duration: float
-    details: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)  # LINKS and SHAPES
 
     @property
     def end(self) -> float:
         return self.start + self.duration
-
-    def integer(self, key: str) -> int | None:
-        value = self.details.get(key)
-        return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-    def listed(self, key: str) -> list[Any]:
-        value = self.details.get(key)
-        return value if isinstance(value, list) else []
 
 
 @dataclass(frozen=True)
@@ -116,10 +108,12 @@ def events_in(item: Any) -> Iterator[Event]:
             raise ValueError(f"an event named {name[:60]} has {key}={str(value)[:40]!r}, no number")
     if item["dur"] < 0:
         raise ValueError(f"an event named {name[:60]} ends before it begins")
-    wanted = SHAPES | LINKS if "conv" in name.lower() else LINKS
-    details = {key: value for key, value in details.items() if key in wanted} if isinstance(details, dict) else {}
     thread = (str(item.get("pid")), str(item.get("tid")))
-    yield Event(name, category, thread, float(item["ts"]), float(item["dur"]), details)
+    event = Event(name, category, thread, float(item["ts"]), float(item["dur"]))
+    for key, value in details.items() if isinstance(details, dict) else ():
+        if (key in LINKS and type(value) is int) or (key in SHAPES and type(value) is list and "conv" in name.lower()):
+            event.details[key] = value
+    yield event
 
 
 def find_traces(path: Path) -> list[Path]:

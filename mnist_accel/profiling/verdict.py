@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import floor
 
+from mnist_accel.profiling.attribution import Place
 from mnist_accel.profiling.layers import Analysis
 
 NAMES = {
@@ -33,12 +34,13 @@ def find_verdict(analysis: Analysis, names: Sequence[str]) -> Verdict:
     """``names`` are those of the convolutions."""
     spent: dict[str, float] = defaultdict(float)
     layers: dict[str, float] = defaultdict(float)
+    name_of = {row.place: name for row, name in zip(analysis.convolutions, names, strict=True)}
     for owner, duration in analysis.parts.items():
-        if owner.kind in ("convolution forward", "convolution backward"):
-            spent[f"{names[int(owner.detail)]}'s {owner.kind.partition(' ')[2]}"] += duration
+        if isinstance(owner.detail, Place):
+            spent[f"{name_of[owner.detail]}'s {owner.kind.removeprefix('convolution ')}"] += duration
             continue
         if owner.kind == "other layers":
-            layers[str(owner.detail)] += duration
+            layers[owner.detail] += duration
         spent[part_name(owner.kind, analysis.on_gpu)] += duration
     parts = as_parts(spent, analysis.steps)
     of_layers = [
@@ -62,15 +64,15 @@ def as_parts(spent: Mapping[str, float], steps: int) -> list[Part]:
     return [Part(name, spent[name] / steps / 1000, percent) for name, percent in zip(names, percents, strict=True)]
 
 
-def adding_up(values: Sequence[float], total: int = 100) -> list[int]:
+def adding_up(values: Sequence[float]) -> list[int]:
     """Whole percentages that add up to 100: rounded down, and what is left goes to the largest remainders."""
     whole = sum(values)
     if not values or whole <= 0:
         return [0 for _ in values]
-    shares = [total * (value / whole) for value in values]
+    shares = [100 * (value / whole) for value in values]
     rounded = [floor(share) for share in shares]
     by_remainder = sorted(range(len(values)), key=lambda index: rounded[index] - shares[index])
-    for index in by_remainder[: total - sum(rounded)]:
+    for index in by_remainder[: 100 - sum(rounded)]:
         rounded[index] += 1
     return rounded
 
