@@ -236,16 +236,8 @@ HOSTILE: dict[str, Callable[[Path], bytes]] = {
     "meta that is a list": lambda marker: signed({}, "[]"),
     "fewer than no processes": lambda marker: with_meta(world_size=-1),
     "a step of text": lambda marker: with_position(step="three"),
-    "a step before the first": lambda marker: with_position(step=-1),
-    "an epoch before the first": lambda marker: with_position(epoch=-1, history=[]),
-    "more epochs than in its history": lambda marker: with_position(epoch=2),
-    "images without a step": lambda marker: with_position(step=0),
-    "an infinite loss": lambda marker: with_position(loss_sum=float("inf")),
-    "less than no time": lambda marker: with_position(seconds=-1.0),
-    "a time that is no number": lambda marker: with_position(seconds=float("nan")),
     "a key too many": lambda marker: with_meta(code="import os"),
     "a key too few": lambda marker: signed({}, "{}"),
-    "a loss that is no number": lambda marker: with_position(loss_sum=float("nan")),
     "strides beyond the block": lambda marker: with_meta(strides={"model.a": [300_000_000, 1]}),
     "strides that overlap": lambda marker: with_meta(strides={"model.a": [1, 1]}),
     "strides of zero": lambda marker: with_meta(strides={"model.a": [0, 0]}),
@@ -266,6 +258,31 @@ def test_a_hostile_file_is_refused_and_runs_nothing(kind: str, tmp_path: Path) -
         read_checkpoint(path)
     assert 0 < len(str(refused.value)) <= 200 and "\n" not in str(refused.value)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"history": [asdict(STATS) | {"lr": "fast"}]}, "position.history.0.lr "),
+        ({"history": [asdict(STATS) | {"epoch": 2}]}, "its history is not that of 1 finished epochs"),
+        ({"history": []}, "its history is not that of 1 finished epochs"),
+        ({"history": [], "epoch": -1}, "its history is not that of -1 finished epochs"),
+        ({"epoch": 10**15}, f"its history is not that of {10**15} finished epochs"),
+        ({"images": 0}, "7 steps cannot have seen 0 images"),
+        ({"step": 0}, "0 steps cannot have seen 700 images"),
+        ({"step": -1}, "-1 steps cannot have seen"),
+        ({"loss_sum": float("nan")}, "a finite number"),
+        ({"loss_sum": float("inf")}, "a finite number"),
+        ({"seconds": -1.0}, "in -1.0 seconds"),
+        ({"seconds": float("nan")}, "a finite number"),
+    ],
+)
+def test_a_position_that_no_training_reaches_is_damage(changed: dict[str, Any], said: str, tmp_path: Path) -> None:
+    path = tmp_path / "step-1.safetensors"
+    path.write_bytes(with_position(**changed))
+    with pytest.raises(DamagedCheckpoint) as refused:
+        read_checkpoint(path)
+    assert said in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_the_hostile_files_differ_from_a_good_one_in_one_thing_only(tmp_path: Path) -> None:
