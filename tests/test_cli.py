@@ -96,74 +96,29 @@ def test_every_key_can_be_typed_with_its_own_default() -> None:
 
 TYPING_MISTAKES: list[tuple[list[str], str]] = [
     (["recipe=onepoc"], "recipe=onepoc: no such recipe. Did you mean recipe=onepoch?"),
-    (
-        ["recipe=zzz"],
-        "recipe=zzz: no such recipe. Recipes are compact13k, efficient25k, is3, onepoch, sub20k",
-    ),
+    (["recipe=zzz"], "recipe=zzz: no such recipe. Recipes are compact13k, efficient25k, is3, onepoch, sub20k"),
     (["recipe=../../x"], "recipe=../../x: no such recipe. Recipes are "),
-    (
-        ["recipe=recipes/onepoch.py"],
-        "recipe=recipes/onepoch.py: no such recipe. Did you mean recipe=onepoch?",
-    ),
+    (["recipe=recipes/onepoch.py"], "recipe=recipes/onepoch.py: no such recipe. Did you mean recipe=onepoch?"),
     (["recipe=/etc/passwd"], "recipe=/etc/passwd: no such recipe. Recipes are "),
     (["recipe=__init__"], "recipe=__init__: no such recipe. "),
     (["recipe="], "recipe=: no value behind the '='. Type recipe=VALUE"),
     (["epochs=2"], "recipe: none named. Type recipe=NAME with one of compact13k, "),
     (["recipe=onepoch", "epoch=2"], "epoch=2: no such key. Did you mean epochs=2?"),
-    (
-        ["recipe=onepoch", "batchsize=128"],
-        "batchsize=128: no such key. Did you mean batch_size=128?",
-    ),
-    (
-        ["recipe=onepoch", "zzzzz=1"],
-        "zzzzz=1: no such key. --help lists the keys",
-    ),
+    (["recipe=onepoch", "batchsize=128"], "batchsize=128: no such key. Did you mean batch_size=128?"),
+    (["recipe=onepoch", "zzzzz=1"], "zzzzz=1: no such key. --help lists the keys"),
     (["recipe=onepoch", "model=is3"], "model=is3: no such key. "),
-    (
-        ["recipe=onepoch", "lr=0.1", "lr=0.2"],
-        "lr=0.2: lr is typed twice, first as lr=0.1. Keep one of them",
-    ),
-    (
-        ["recipe=onepoch", "recipe=is3"],
-        "recipe=is3: recipe is typed twice, first as recipe=onepoch. Keep one of them",
-    ),
-    (
-        ["onepoch"],
-        "onepoch: not of the form key=value. Type recipe=onepoch, if that is a recipe; ",
-    ),
-    (
-        ["recipe=onepoch", "dry_run"],
-        "dry_run: not of the form key=value. Type dry_run=VALUE",
-    ),
-    (
-        ["recipe=onepoch", "--epochs=2"],
-        "--epochs=2: keys have no dashes. Type epochs=2",
-    ),
-    (
-        ["recipe=onepoch", "--epochs", "2"],
-        "--epochs: keys have no dashes. Type epochs=VALUE",
-    ),
+    (["recipe=onepoch", "lr=0.1", "lr=0.2"], "lr=0.2: lr is typed twice, first as lr=0.1. Keep one of them"),
+    (["recipe=onepoch", "recipe=is3"], "recipe=is3: recipe is typed twice, first as recipe=onepoch. Keep one of them"),
+    (["onepoch"], "onepoch: not of the form key=value. Type recipe=onepoch, if that is a recipe; "),
+    (["recipe=onepoch", "dry_run"], "dry_run: not of the form key=value. Type dry_run=VALUE"),
+    (["recipe=onepoch", "--epochs=2"], "--epochs=2: keys have no dashes. Type epochs=2"),
+    (["recipe=onepoch", "--epochs", "2"], "--epochs: keys have no dashes. Type epochs=VALUE"),
     (["recipe=onepoch", "-e=2"], "-e=2: keys have no dashes. Type e=2"),
-    (
-        ["recipe=compact13k", "epochs=two"],
-        "epochs=two: must be a whole number. For example epochs=20",
-    ),
-    (
-        ["recipe=compact13k", "epochs=1.5"],
-        "epochs=1.5: must be a whole number. For example epochs=20",
-    ),
-    (
-        ["recipe=compact13k", "lr=fast"],
-        "lr=fast: must be a number. For example lr=0.01",
-    ),
-    (
-        ["recipe=onepoch", "dry_run=yes"],
-        "dry_run=yes: must be true or false. ",
-    ),
-    (
-        ["recipe=onepoch", "dry_run=1"],
-        "dry_run=1: must be true or false. ",
-    ),
+    (["recipe=compact13k", "epochs=two"], "epochs=two: must be a whole number. For example epochs=20"),
+    (["recipe=compact13k", "epochs=1.5"], "epochs=1.5: must be a whole number. For example epochs=20"),
+    (["recipe=compact13k", "lr=fast"], "lr=fast: must be a number. For example lr=0.01"),
+    (["recipe=onepoch", "dry_run=yes"], "dry_run=yes: must be true or false. "),
+    (["recipe=onepoch", "dry_run=1"], "dry_run=1: must be true or false. "),
     (
         ["recipe=compact13k", "optimizer=sgdd"],
         "optimizer=sgdd: must be 'sgd', 'adam' or 'adamw'. For example optimizer=sgd",
@@ -172,39 +127,15 @@ TYPING_MISTAKES: list[tuple[list[str], str]] = [
         ["recipe=onepoch", "precision=fp61"],
         "precision=fp61: must be 'auto', 'fp32', 'tf32', 'fp16' or 'bf16'. For example precision=auto",
     ),
-    (
-        ["recipe=compact13k", "epochs=0"],
-        "epochs=0: must be at least 1. For example epochs=20",
-    ),
-    (
-        ["recipe=compact13k", "epochs=-3"],
-        "epochs=-3: must be at least 1. For example epochs=20",
-    ),
-    (
-        ["recipe=compact13k", "lr=-0.1"],
-        "lr=-0.1: must be greater than 0. For example lr=0.01",
-    ),
-    (
-        ["recipe=compact13k", "lr=0"],
-        "lr=0: must be greater than 0. For example lr=0.01",
-    ),
-    (
-        ["recipe=compact13k", "lr=nan"],
-        "lr=nan: must be a finite number. For example lr=0.01",
-    ),
-    (
-        ["recipe=compact13k", "lr=inf"],
-        "lr=inf: must be a finite number. For example lr=0.01",
-    ),
-    (
-        ["recipe=compact13k", "lr=1e999"],
-        "lr=1e999: must be a finite number. For example lr=0.01",
-    ),
+    (["recipe=compact13k", "epochs=0"], "epochs=0: must be at least 1. For example epochs=20"),
+    (["recipe=compact13k", "epochs=-3"], "epochs=-3: must be at least 1. For example epochs=20"),
+    (["recipe=compact13k", "lr=-0.1"], "lr=-0.1: must be greater than 0. For example lr=0.01"),
+    (["recipe=compact13k", "lr=0"], "lr=0: must be greater than 0. For example lr=0.01"),
+    (["recipe=compact13k", "lr=nan"], "lr=nan: must be a finite number. For example lr=0.01"),
+    (["recipe=compact13k", "lr=inf"], "lr=inf: must be a finite number. For example lr=0.01"),
+    (["recipe=compact13k", "lr=1e999"], "lr=1e999: must be a finite number. For example lr=0.01"),
     (["recipe=compact13k", "lr="], "lr=: no value behind the '='. Type lr=VALUE, or leave lr out"),
-    (
-        ["recipe=compact13k", "lr=${HOME}"],
-        "lr=${HOME}: must be a number. For example lr=0.01",
-    ),
+    (["recipe=compact13k", "lr=${HOME}"], "lr=${HOME}: must be a number. For example lr=0.01"),
     (
         ["recipe=onepoch", "batch_size=2", "processes=3"],
         "batch_size=2: smaller than the 3 processes, some would have nothing to do. Type at least batch_size=3",
@@ -221,14 +152,8 @@ TYPING_MISTAKES: list[tuple[list[str], str]] = [
         ["recipe=onepoch", "batch_size=55001", "validation=5000"],
         "batch_size=55001: larger than the 55,000 training images. Type at most batch_size=55000",
     ),
-    (
-        ["recipe=onepoch", "batch_size=0"],
-        "batch_size=0: must be at least 1. For example batch_size=",
-    ),
-    (
-        ["recipe=onepoch", "validation=60000"],
-        "validation=60000: must be less than 60000. For example validation=0",
-    ),
+    (["recipe=onepoch", "batch_size=0"], "batch_size=0: must be at least 1. For example batch_size="),
+    (["recipe=onepoch", "validation=60000"], "validation=60000: must be less than 60000. For example validation=0"),
     # Keys that the run would ignore
     (
         ["recipe=onepoch", "optimizer=adam", "momentum=0.5"],
@@ -295,9 +220,7 @@ def is_one_error_line(text: str) -> bool:
 
 @pytest.mark.parametrize("typed", LISTED)
 def test_the_program_answers_a_typing_mistake_at_once_with_one_line_and_writes_nothing(
-    typed: str,
-    run_launch: Callable[..., Any],
-    tmp_path: Path,
+    typed: str, run_launch: Callable[..., Any], tmp_path: Path
 ) -> None:
     cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     ended = run_launch(*typed.split(), launcher=(sys.executable, "-X", "importtime"), cwd=tmp_path, env=cache)

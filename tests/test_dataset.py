@@ -41,9 +41,7 @@ def small_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Te
     tensors = small_tensors(seed=1)
     files = [
         replace(
-            file,
-            shape=tuple(tensors[file.key].shape),
-            sha256=hashlib.sha256(unpacked(tensors[file.key])).hexdigest(),
+            file, shape=tuple(tensors[file.key].shape), sha256=hashlib.sha256(unpacked(tensors[file.key])).hexdigest()
         )
         for file in mnist.FILES
     ]
@@ -209,22 +207,10 @@ def replace_last_bytes(path: Path, end: bytes) -> None:
 @pytest.mark.parametrize(
     ("name", "damage", "reason"),
     [
-        (
-            "train-images-idx3-ubyte",
-            lambda path: os.truncate(path, 5_000),
-            "ends after 5,000 of 31,376 bytes",
-        ),
-        (
-            "train-images-idx3-ubyte",
-            lambda path: os.truncate(path, 0),
-            "begins with nothing instead of 00000803",
-        ),
+        ("train-images-idx3-ubyte", lambda path: os.truncate(path, 5_000), "ends after 5,000 of 31,376 bytes"),
+        ("train-images-idx3-ubyte", lambda path: os.truncate(path, 0), "begins with nothing instead of 00000803"),
         ("t10k-images-idx3-ubyte", lambda path: os.truncate(path, 50_000), "has more than 7,856 bytes"),
-        (
-            "t10k-labels-idx1-ubyte",
-            lambda path: replace_last_bytes(path, b"\x05"),
-            "its SHA-256 is not that of",
-        ),
+        ("t10k-labels-idx1-ubyte", lambda path: replace_last_bytes(path, b"\x05"), "its SHA-256 is not that of"),
         ("t10k-labels-idx1-ubyte", lambda path: (path.unlink(), path.mkdir()), "it is not a file"),
         ("t10k-labels-idx1-ubyte", lambda path: (path.unlink(), path.symlink_to("x")), "it is not a file"),
     ],
@@ -317,18 +303,7 @@ def test_the_real_mnist_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
     data = load_dataset("mnist", REAL_MNIST)
     assert data.train_images.shape == (60_000, 28, 28)
     assert data.test_images.shape == (10_000, 28, 28)
-    assert data.train_labels.bincount().tolist() == [
-        5923,
-        6742,
-        5958,
-        6131,
-        5842,
-        5421,
-        5918,
-        6265,
-        5851,
-        5949,
-    ]
+    assert data.train_labels.bincount().tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert data.test_labels.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert listing(Path(str(REAL_MNIST))) == before
 

@@ -289,12 +289,7 @@ def test_a_full_disk_does_not_stop_the_training_and_the_exit_code_tells(
     """512 bytes a file: enough for a line of history, too little for recipe, weights and result."""
     out = tmp_path / "run"
     ended = run_launch(
-        "recipe=onepoch",
-        "dataset=synthetic",
-        "batch_size=1000",
-        "threads=1",
-        f"out={out}",
-        file_bytes=512,
+        "recipe=onepoch", "dataset=synthetic", "batch_size=1000", "threads=1", f"out={out}", file_bytes=512
     )
     assert ended.returncode == 4
     lines = ended.stdout.splitlines()

@@ -67,14 +67,7 @@ REGIMES = {
         "mean": 0.1307,
         "std": 0.3081,
     },
-    "is3": {
-        "epochs": 50,
-        "optimizer": "sgd",
-        "lr": 0.05,
-        "momentum": 0.9,
-        "loss": "binary",
-        "positive_class": 3,
-    },
+    "is3": {"epochs": 50, "optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "loss": "binary", "positive_class": 3},
 }
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import Launch, Run
+from jobs import Launch, Run, a_run
 
 import recipes
 from mnist_accel.console import report
@@ -364,3 +364,36 @@ def test_list_help_and_mistakes_fit_into_forty_columns(run_in_terminal: Terminal
     in_help = ("weight_decay", "positive_class", "label_smoothing", "resident_mb", "cross_entropy", "0.3081")
     for word in in_help if words else in_list:
         assert any(word in line for line in shown), f"{word} is cut in two"
+
+
+# Wishes that came to nothing
+
+
+@pytest.fixture(scope="module")
+def told(run_launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A short run to which a launcher has said what it cannot have, and which finds nothing to go on with."""
+    words = ("recipe=onepoch", "batch_size=1000", "validation=5000", "threads=1", "resume=auto")
+    env = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}
+    return a_run(run_launch, tmp_path_factory.mktemp("runs") / "told", *words, env=env)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "launcher  dynamo_backend=inductor has no effect: this program compiles nothing",
+        "resumed   nothing: no unfinished run of onepoch was found; it starts anew",
+        "images    55,000 to train, 5,000 held out",
+    ],
+)
+def test_a_wish_that_came_to_nothing_is_told_in_one_line(told: Run, line: str) -> None:
+    assert (told.code, told.err) == (0, "")
+    assert told.out.splitlines().count(line) == 1
+
+
+def test_a_run_that_was_asked_for_nothing_else_does_not_tell_of_it(dry_run: Run) -> None:
+    assert "launcher" not in dry_run.out and "resumed" not in dry_run.out
+
+
+def test_the_result_of_held_out_images_does_not_speak_of_a_test(told: Run) -> None:
+    closing = told.out[told.out.index("epoch 1/1") :]
+    assert "held-out" in closing and "test" not in closing

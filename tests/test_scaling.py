@@ -273,9 +273,7 @@ def measured(
     return done, folder
 
 
-def test_real_jobs_leave_whole_and_finite_figures(
-    measured: tuple["subprocess.CompletedProcess[str]", Path],
-) -> None:
+def test_real_jobs_leave_whole_and_finite_figures(measured: tuple["subprocess.CompletedProcess[str]", Path]) -> None:
     done, folder = measured
     assert (done.returncode, done.stderr) == (0, "")
     assert {path.name for path in folder.iterdir()} == {"scaling.json"}

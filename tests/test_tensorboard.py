@@ -105,10 +105,7 @@ def test_the_page_shows_the_run_in_a_browser(ask: Ask, board: str, home: Path) -
     browser = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=25000"]
     shot = home / "page.png"
     subprocess.run(
-        [*browser, f"--screenshot={shot}", f"{board}/#pytorch_profiler"],
-        check=True,
-        capture_output=True,
-        timeout=120,
+        [*browser, f"--screenshot={shot}", f"{board}/#pytorch_profiler"], check=True, capture_output=True, timeout=120
     )
     assert shot.stat().st_size > 10_000
     frame = subprocess.run(

@@ -19,9 +19,10 @@ from mnist_accel.commands import scaling as scaling_verb
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.machine.runtime import Runtime
 from mnist_accel.models import build_model
-from mnist_accel.recipe import keys_of
+from mnist_accel.recipe import Recipe, RunOptions, keys_of
 
 Seen = dict[str, Any]
+OWNERS = (Recipe, RunOptions, bench.BenchOptions, scaling_verb.ScalingOptions, trace.TraceOptions, verify.VerifyOptions)
 
 # verb: key: another value, what is typed beside it, what is looked at in what was seen, what that is with and without
 ROWS: dict[str, dict[str, tuple[str, str, str, Any, Any]]] = {
@@ -49,10 +50,7 @@ ROWS: dict[str, dict[str, tuple[str, str, str, Any, Any]]] = {
     },
 }
 # What is typed where a row says nothing else.
-USUAL = {
-    "bench": {"subject": "loader", "threads": "1"},
-    "scaling": {"mode": "strong", "plot": "false", "out": "out"},
-}
+USUAL = {"bench": {"subject": "loader", "threads": "1"}, "scaling": {"mode": "strong", "plot": "false", "out": "out"}}
 
 
 def test_every_key_of_every_verb_has_a_row() -> None:
@@ -63,12 +61,27 @@ def test_every_key_of_every_verb_has_a_row() -> None:
     assert keys_of(verify.VerifyOptions).keys() == {"seeds", "json"}  # tests/test_verify.py
 
 
+@pytest.mark.parametrize("owner", OWNERS, ids=lambda owner: owner.__name__)
+def test_what_a_key_is_reads_as_a_sentence(owner: type) -> None:
+    """Without a default that would serve as an example, a mistake is answered with "KEY is DESCRIPTION"."""
+    for name, key in keys_of(owner).items():
+        if key.default is None and owner is not Recipe:  # a recipe gives all of its own
+            begins = ("the ", "a ", "another ", "how many ", "what ", "auto (")
+            assert key.description.startswith(begins), f"{name} is {key.description}"
+
+
+@pytest.mark.parametrize("verb", commands.names())
+@pytest.mark.parametrize("words", [[], ["--help"]], ids=["alone", "help"])
+def test_a_verb_alone_explains_its_keys(verb: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert commands.load(verb)(words) == 0
+    shown = capsys.readouterr().out
+    (owner,) = (owner for owner in OWNERS if owner.__module__ == commands.load(verb).__module__)
+    first = {line.split()[0] for line in shown.splitlines() if line.strip()}
+    assert shown.startswith(f"python -m mnist_accel {verb} ") and keys_of(owner).keys() <= first
+
+
 @pytest.fixture
-def seen(
-    tiny: Dataset,
-    make_runtime: Callable[..., Runtime],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Seen:
+def seen(tiny: Dataset, make_runtime: Callable[..., Runtime], monkeypatch: pytest.MonkeyPatch) -> Seen:
     """What the verbs hand on to what measures, which is not measured here."""
     seen: Seen = {}
 
