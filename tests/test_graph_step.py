@@ -105,7 +105,13 @@ def test_a_step_asks_the_device_nothing(fit: Fit, runtime: Runtime, tiny: Datase
 
 # Kernels of one step of each recipe at its own settings, ordinary and as a GPU replays it. On a GPU they are what a
 # step of such small networks costs: a change that raises one of these has to be worth it.
-AT_MOST = {"onepoch": (53, 54), "efficient25k": (63, 64), "sub20k": (100, 101), "compact13k": (87, 87), "is3": (50, 53)}
+AT_MOST = {
+    "onepoch": (53, 54),
+    "efficient25k": (63, 64),
+    "sub20k": (100, 101),
+    "compact13k": (87, 87),
+    "is3": (50, 53),
+}
 # What only makes another view of the same memory, or takes memory, and runs nothing.
 NO_KERNEL = {
     *("_unsafe_view", "alias", "as_strided", "detach", "expand", "permute", "select", "slice", "split", "squeeze", "t"),
