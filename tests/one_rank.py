@@ -1,11 +1,17 @@
-"""One rank of test_world_size's jobs: trains and scores a tiny data set, and rank 0 writes down what came of it."""
+"""One rank of test_world_size's jobs: trains and scores a tiny data set, and rank 0 writes down what came of it.
+
+What is to be done comes as words, one after the other in one job: most of a job's time is its start.
+"""
 
 import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from zlib import crc32
 
+import pytest
 import torch
+from accelerate.utils import gather_object
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -60,16 +66,20 @@ class Doubled(nn.Module):
         return self.network(images.double())
 
 
-def main(folder: Path, what: str, resumed_from: Path | None) -> None:
+def main(home: Path, *everything: str) -> None:
     runtime = start_runtime("fp32", "cpu", 1)
-    if what == "halves":
-        said = normalise_halves(folder, runtime)
-    elif what == "score":
-        said = score(runtime)
-    else:
-        said = train(folder, what, runtime, resumed_from)
-    if runtime.rank == 0:
-        (folder / "said.json").write_text(json.dumps({"world_size": runtime.world_size} | said))
+    for asked in everything:
+        what, _, resumed_from = asked.partition("=")
+        folder = home / what
+        folder.mkdir(exist_ok=True)
+        if what == "halves":
+            said = normalise_halves(folder, runtime)
+        elif what == "score":
+            said = score(runtime)
+        else:
+            said = train(folder, what, runtime, Path(resumed_from) if resumed_from else None)
+        if runtime.rank == 0:
+            (folder / "said.json").write_text(json.dumps({"world_size": runtime.world_size} | said))
     wait_for_ranks()
     errors.end(0)
 
@@ -94,11 +104,12 @@ def train(folder: Path, what: str, runtime: Runtime, resumed_from: Path | None) 
     recipe = replace(RECIPE, sync_batchnorm=what == "synced", dropout=0.3 if what == "statistics" else 0.0)
     if what in ("exact", "buckets"):
         recipe = replace(recipe, model="is3", loss="binary")  # which has no batch norm
-    if what == "buckets" and runtime.world_size > 1:
-        runtime.accelerator.ddp_handler.bucket_cap_mb = 0.1  # of the 1.2 that is3 has in double precision
-    if what != "statistics":
-        trainer_module.build_model = lambda *asked: Doubled(build_model(*asked))
-    trainer = build(recipe, runtime)
+    with pytest.MonkeyPatch.context() as patch:
+        if what == "buckets":
+            patch.setattr(runtime.accelerator.ddp_handler, "bucket_cap_mb", 0.1)  # of is3's 1.2 in double precision
+        if what != "statistics":
+            patch.setattr(trainer_module, "build_model", lambda *asked: Doubled(build_model(*asked)))
+        trainer = build(recipe, runtime)
     model = trainer.model
     if resumed_from:
         trainer.go_on_from(read_checkpoint(resumed_from))
@@ -106,6 +117,7 @@ def train(folder: Path, what: str, runtime: Runtime, resumed_from: Path | None) 
     losses: list[float] = []
     weights: dict[str, Tensor] = {}
     own_buffers_differed, buffers_differ = [], []
+    random_states: list[int] = []
 
     def on_step(info: StepInfo) -> None:
         rates.append(trainer.optimizer.param_groups[0]["lr"])
@@ -113,6 +125,7 @@ def train(folder: Path, what: str, runtime: Runtime, resumed_from: Path | None) 
         for name, parameter in model.named_parameters():
             weights[f"{len(losses)}.{name}"] = parameter.detach().clone()
         own_buffers_differed.append(differs_between_ranks(model))
+        random_states.append(crc32(torch.get_rng_state().numpy().tobytes()))
 
     def on_save(position: Position) -> None:
         buffers_differ.append(differs_between_ranks(model))
@@ -132,6 +145,7 @@ def train(folder: Path, what: str, runtime: Runtime, resumed_from: Path | None) 
         "scores": [[stats.correct, stats.total, stats.test_loss] for stats in history],
         "buffers_differ": buffers_differ,
         "own_buffers_differed": own_buffers_differed,
+        "random_states": gather_object([random_states]),
     }
 
 
@@ -172,4 +186,4 @@ def differs_between_ranks(model: nn.Module) -> bool:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]) if len(sys.argv) > 3 else None)
+    main(Path(sys.argv[1]), *sys.argv[2:])

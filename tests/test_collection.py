@@ -8,6 +8,7 @@ import pytest
 from jobs import ROOT
 
 
+@pytest.mark.slow
 def test_collecting_again_finds_the_same_names(request: pytest.FixtureRequest) -> None:
     """At another time, with other hashes: workers of pytest-xdist that disagree run nothing at all."""
     options = ("-o", "addopts=", "-p", "no:cacheprovider", "--collect-only", "-q")

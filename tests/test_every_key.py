@@ -16,9 +16,7 @@ import plain
 import pytest
 import torch
 from conftest import Ran
-from jobs import Launch, Run, a_run
 from recorded_step import RecordedStep
-from safetensors.torch import load_file
 from torch import Tensor
 
 import recipes
@@ -75,7 +73,7 @@ LEARNING: dict[str, tuple[Any, dict[str, Any]]] = {
     "validation": (150, {}),
     "seed": (3, {}),
 }
-ELSEWHERE = {"sync_batchnorm"}  # two processes' business, below
+ELSEWHERE = {"sync_batchnorm"}  # two processes' business: test_world_size.py
 
 
 def test_every_key_of_a_recipe_has_a_row() -> None:
@@ -124,21 +122,6 @@ def test_weight_decay_is_the_optimizer_s_own(optimizer: str, run_here: RunHere, 
     expected, without = (plain.train(as_recipe(each), tiny) for each in (values, values | {"weight_decay": 0.0}))
     ran = run_here(*typed(values))
     assert distance(ran.weights, expected.weights) < 0.01 * distance(expected.weights, without.weights)
-
-
-def test_sync_batchnorm_takes_the_statistics_of_all_ranks(run_launch: Launch, dry_run: Run, tmp_path: Path) -> None:
-    """The first batch norm sees what no dropout has changed: over two ranks the numbers of one process."""
-
-    def statistics(folder: Path) -> dict[str, Tensor]:
-        weights = load_file(folder / "model.safetensors")
-        first = next(name for name in sorted(weights) if name.endswith("running_mean"))
-        return {first: weights[first]}
-
-    alone = statistics(dry_run.folder)
-    words = [word for word in dry_run.words if not word.startswith(("dataset=", "out="))]
-    ran = a_run(run_launch, tmp_path / "two", *words, "processes=2", "sync_batchnorm=true")
-    assert ran.code == 0, ran.err
-    assert distance(statistics(ran.folder), alone) < 1e-4  # 0.004 with each rank's own
 
 
 # How it runs

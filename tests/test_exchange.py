@@ -191,7 +191,7 @@ for step in range(4):  # the first two are DDP's own way of starting
     ("asked", "timeout", "said"),
     [
         (0, 2.0, r"error: process 0 lost another of this job, which ended or kept it waiting for longer than .*\n"),
-        (signal.SIGTERM, 600.0, r"stopped by SIGTERM; nothing was saved\n"),
+        pytest.param(signal.SIGTERM, 600.0, r"stopped by SIGTERM; nothing was saved\n", marks=pytest.mark.slow),
     ],
     ids=["until timeout=", "until it is asked to stop"],
 )

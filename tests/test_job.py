@@ -58,26 +58,6 @@ def test_ranks_that_find_different_checkpoints_refuse_to_go_on(
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json*")} == before
 
 
-def test_every_rank_drops_out_at_places_of_its_own(run_launch: Launch, tmp_path: Path) -> None:
-    """Equal shares of a batch draw equally often: from one seed all ranks would end in one random state."""
-    change = (
-        "import hashlib, torch\n"
-        "from mnist_accel.training.eager_step import EagerStep\n"
-        "step = EagerStep.step\n"
-        "def watched(*arguments):\n"
-        "    done = step(*arguments)\n"
-        "    state = hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest()\n"
-        f"    open({str(tmp_path)!r} + f'/state-{{RANK}}', 'w').write(state)\n"
-        "    return done\n"
-        "EagerStep.step = watched"
-    )
-    words = ("recipe=compact13k", "batch_size=64", "dataset=synthetic", "threads=1", "dry_run=true")
-    code, _, err = a_job_of_two(run_launch, tmp_path, change, *words, f"out={tmp_path / 'run'}")
-    assert code == 0, err
-    states = {(tmp_path / f"state-{rank}").read_text() for rank in range(2)}
-    assert len(states) == 2
-
-
 # How the ranks of an attempt find each other
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import ACCELERATE, ACCELERATE_TWO, ROOT, TORCHRUN, Begin, Launch, Run, a_run
+from conftest import Ran
+from jobs import ACCELERATE, ACCELERATE_TWO, ROOT, TORCHRUN, Begin, Launch, Run, a_run, weights
 
 import recipes
 from mnist_accel.machine.runtime import usable_cores
@@ -156,7 +157,9 @@ def test_a_dry_run_may_be_repeated_where_it_was(dry_run: Run, run_launch: Launch
     assert len((again.folder / "history.jsonl").read_text().splitlines()) == 1
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize(
+    "optimizer", ["adamw", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sgd", "adam"))]
+)
 def test_a_start_waits_for_nothing_that_it_does_not_use(
     run_launch: Launch, dry_run: Run, tmp_path: Path, optimizer: str
 ) -> None:
@@ -221,10 +224,13 @@ def test_a_loss_that_is_no_number_ends_with_3_and_is_written_down(
     run_launch: Launch, tmp_path: Path, processes: int
 ) -> None:
     words = ("recipe=onepoch", "lr=1e30", "threads=1", f"processes={processes}")
+    if processes > 1:
+        words += ("restarts=2",)  # which it is no reason for
     run = a_run(run_launch, tmp_path / "run", *words)
     assert run.code == 3
     assert one_error_line(run.err)
     assert re.match(r"error: loss is (nan|inf) at epoch 1, step \d+; the weights were left as they were", run.err)
+    assert len(re.findall(r"^recipe +onepoch", run.out, re.MULTILINE)) == 1
     result = run.result
     assert (result["status"], result["world_size"], result["accuracy"]) == ("failed", processes, None)
     assert f"error: {result['error']}\n" == run.err
@@ -265,7 +271,7 @@ def test_a_mistake_that_only_the_ranks_can_find_ends_with_2_and_one_line(run_lau
     assert ended.stdout == "" and names(tmp_path) == set()
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_ctrl_c_ends_with_130_and_no_traceback(begin: Begin, processes: int) -> None:
     job = begin("recipe=compact13k", "threads=1", f"processes={processes}")
     job.wait_for_banner()
@@ -336,15 +342,14 @@ def test_training_survives_a_reader_who_leaves(run_launch: Launch, tmp_path: Pat
     assert {"result.json", "model.safetensors"} <= names(tmp_path / "run")
 
 
-def test_accelerates_own_settings_change_no_gradient(tmp_path: Path, run_launch: Launch, two_processes: Run) -> None:
+def test_accelerates_own_settings_change_no_gradient(
+    run_here: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A forgotten default config may ask for gradient accumulation: Accelerate would divide every gradient by it."""
-    words = [word for word in two_processes.words if not word.startswith(("dataset=", "out="))]
-    env = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}
-    asked = a_run(run_launch, tmp_path / "asked", *words, env=env)
-    assert asked.code == 0
-    assert (asked.folder / "model.safetensors").read_bytes() == (
-        two_processes.folder / "model.safetensors"
-    ).read_bytes()
+    words = ("recipe=is3", "batch_size=200", "epochs=1")
+    plain = run_here(*words)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert weights(run_here(*words).folder) == weights(plain.folder)
 
 
 def test_a_launchers_environment_that_does_not_hold_together_costs_one_line(run_launch: Launch, tmp_path: Path) -> None:

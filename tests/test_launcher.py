@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mnist_accel.runs.resume import line_to_go_on
+from mnist_accel.machine.launcher import line_to_go_on
 
-LAUNCH = "import sys\nfrom mnist_accel.runs.resume import line_to_go_on\nprint(line_to_go_on(sys.argv[1:]))\n"
+LAUNCH = "import sys\nfrom mnist_accel.machine.launcher import line_to_go_on\nprint(line_to_go_on(sys.argv[1:]))\n"
 # Starts what follows its own options, as launchers do.
 LAUNCHER = """#!{python}
 import os, subprocess, sys

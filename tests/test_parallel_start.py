@@ -51,7 +51,8 @@ def test_four_processes_and_another_job_make_the_data_once(
     assert {path.suffix for path in (tmp_path / "cache" / "mnist_accel").iterdir()} == {".lock", ".safetensors"}
 
 
-@pytest.mark.parametrize(("dataset", "code"), [("auto", 0), pytest.param("mnist", 2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("dataset", "code"), [("auto", 0), ("mnist", 2)])
 def test_four_processes_try_a_mirror_that_fails_once(
     begin: Begin, server: Server, tmp_path: Path, dataset: str, code: int
 ) -> None:

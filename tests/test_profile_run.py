@@ -31,21 +31,27 @@ WORDS = ("recipe=efficient25k", "batch_size=50", "validation=57000", "epochs=1",
 TRACED, TIMED = (plan(59).count(what) for what in ("trace", "before"))  # after the first step
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("profiled")
+def a_profiled_run(run_launch: Launch, home: Path, *words: str) -> Run:
+    home.mkdir()
+    return a_run(run_launch, home / "with", *WORDS, "profile=true", *words, cwd=home)
 
 
-@pytest.fixture(scope="module")
-def profiled(run_launch: Launch, folder: Path) -> Run:
-    return a_run(run_launch, folder / "with", *WORDS, "profile=true", cwd=folder)
+@pytest.fixture(scope="session")
+def profiled(run_launch: Launch, made_once: Callable[..., Run]) -> Run:
+    return made_once("profiled", lambda home: a_profiled_run(run_launch, home))
 
 
-@pytest.fixture(scope="module")
-def two_ranks(run_launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path]:
-    home = tmp_path_factory.mktemp("two")
-    run = a_run(run_launch, home / "run", *WORDS, "profile=true", "processes=2", "precision=bf16", cwd=home)
-    return run, home
+@pytest.fixture(scope="session")
+def folder(profiled: Run) -> Path:
+    """Where it was started."""
+    return profiled.folder.parent
+
+
+@pytest.fixture(scope="session")
+def two_ranks(run_launch: Launch, made_once: Callable[..., Run]) -> tuple[Run, Path]:
+    words = ("processes=2", "precision=bf16")
+    run = made_once("profiled-by-two", lambda home: a_profiled_run(run_launch, home, *words))
+    return run, run.folder.parent
 
 
 def left_in(home: Path) -> tuple[list[str], dict[str, Any]]:
@@ -147,6 +153,7 @@ def test_every_rank_leaves_a_trace_in_the_same_folder(two_ranks: tuple[Run, Path
         assert all(row.shape and row.shape.text.startswith("25×") for row in analyse(read).convolutions)
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_costs_a_line_and_code_4(run_launch: Launch, tmp_path: Path) -> None:
     (tmp_path / "profiles").write_text("a file")
     run = a_run(run_launch, tmp_path / "run", *WORDS, "profile=true", cwd=tmp_path)

@@ -20,10 +20,13 @@ from jobs import Launch, a_run
 from mnist_accel.profiling.layers import analyse
 from mnist_accel.profiling.trace_file import read_trace
 
-pytestmark = pytest.mark.skipif(
-    not (find_spec("tensorboard") and find_spec("torch_tb_profiler")),
-    reason="the extra is not installed: pip install -e '.[profile]'",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (find_spec("tensorboard") and find_spec("torch_tb_profiler")),
+        reason="the extra is not installed: pip install -e '.[profile]'",
+    ),
+]
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 WORDS = ("recipe=onepoch", "batch_size=50", "validation=57000", "threads=1", "processes=2", "profile=true")
 Ask = Callable[..., Any]

@@ -5,15 +5,19 @@ Imported before everything else, so it imports next to nothing.
 
 import ctypes
 import os
+import shlex
+import shutil
 import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from mnist_accel.errors import SPAWNED, UserError
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+SCRIPT = "launch.py"
 
 
 def is_launched() -> bool:
@@ -113,3 +117,39 @@ def inherited_config() -> str:
 def ignored_settings() -> str:
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     return "" if backend == "no" else f"dynamo_backend={backend}"
+
+
+def line_to_go_on(words: Sequence[str], resumed: Path | None = None) -> str:
+    """``words`` are launch.py's as typed, ``resumed`` is the folder that resume=PATH named.
+
+    Asked for at the start: a launcher may be gone once the run is stopped.
+    """
+    kept = [word for word in words if not word.startswith("resume=")]
+    script = os.path.relpath(sys.argv[0]) if Path(sys.argv[0]).name == SCRIPT else SCRIPT
+    return shlex.join([*command_before_script(), script, *kept, f"resume={resumed or 'auto'}"])
+
+
+def command_before_script() -> list[str]:
+    """What stood before ``launch.py``: in the command of the launcher around us, if it can be known, else in ours."""
+    ours = as_typed([sys.orig_argv[0]])
+    if not is_launched():
+        return ours
+    try:
+        command = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:  # not Linux, or gone already
+        return ours
+    ends = [index for index, word in enumerate(command) if Path(word).name == SCRIPT]
+    return as_typed(command[: ends[0]]) if ends else ours
+
+
+def as_typed(command: Sequence[str]) -> list[str]:
+    """``/x/python /x/accelerate launch`` → ``accelerate launch``: the kernel names a script's interpreter before it."""
+    if len(command) > 1 and not command[1].startswith("-"):
+        command = command[1:]
+    return [short(command[0]), *command[1:]]
+
+
+def short(program: str) -> str:
+    """Its name alone, where the shell would find the same program by it."""
+    name = Path(program).name
+    return name if shutil.which(name) == program else program

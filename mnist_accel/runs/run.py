@@ -17,7 +17,7 @@ from mnist_accel.machine.job import (
     tell_later_attempts_failed,
     tell_later_attempts_folder,
 )
-from mnist_accel.machine.launcher import check_launcher
+from mnist_accel.machine.launcher import check_launcher, line_to_go_on
 from mnist_accel.machine.runtime import (
     Runtime,
     choose_device,
@@ -31,7 +31,7 @@ from mnist_accel.recipe import RunOptions
 from mnist_accel.runs.folder import RunFolder, default_folder
 from mnist_accel.runs.interrupt import naming_lost_peers, watch_for_signals
 from mnist_accel.runs.result import Progress, RunResult, describe
-from mnist_accel.runs.resume import Resumption, find_resumption, line_to_go_on
+from mnist_accel.runs.resume import Resumption, find_resumption
 from mnist_accel.runs.trainer import Trainer, TrainerCallbacks
 from mnist_accel.runs.watcher import Start, Watcher
 from mnist_accel.training.state import EpochStats, Position, copy_of
