@@ -87,6 +87,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(
         (lambda at: {"epoch": 10**15}, f"its history is not that of {10**15} finished epochs"),
         (lambda at: {"images": 0}, "steps cannot have seen 0 images"),
         (lambda at: {"step": -1}, "-1 steps cannot have seen"),
+        (lambda at: {"correct": at.images + 1}, "correct answers for"),
         (lambda at: {"loss_sum": float("nan")}, "a finite number"),
         (lambda at: {"seconds": -1.0}, "after -1.0 seconds"),
     ],

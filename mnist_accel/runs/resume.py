@@ -96,6 +96,8 @@ def read_sound(path: Path) -> Checkpoint:
         raise DamagedCheckpoint(f"its history is not that of {position.epoch} finished epochs")
     if min(position.step, position.images) < 0 or (position.step == 0) != (position.images == 0):
         raise DamagedCheckpoint(f"{position.step} steps cannot have seen {position.images} images")
+    if not 0 <= (position.correct or 0) <= position.images:
+        raise DamagedCheckpoint(f"{position.correct} correct answers for {position.images} images")
     if not math.isfinite(position.loss_sum) or not 0 <= position.seconds < math.inf:
         raise DamagedCheckpoint(f"a loss of {position.loss_sum} after {position.seconds} seconds")
     return checkpoint

@@ -110,6 +110,8 @@ class Loop:
         """All that is left of the epoch's steps."""
         position = self.position
         self.model.train()
+        if position.step == 0:
+            position.correct = 0
         started = self.clock()
         selections = self.train_batches.selections(position.epoch, position.step, self.profiler.phase)
         for chosen in islice(selections, self.steps_per_epoch - position.step):
@@ -118,6 +120,7 @@ class Loop:
             position.step += 1
             position.images += chosen.global_count
             position.loss_sum = figures.loss_sum
+            self.count(figures.correct)
             info = StepInfo(position.epoch + 1, position.step, self.steps_per_epoch, figures.loss, chosen.global_count)
             self.callbacks.on_step(info)
             position.seconds -= self.profiler.after_step(info)
@@ -145,10 +148,15 @@ class Loop:
             position.step -= bad.steps_back
             position.images = position.step * self.train_batches.batch_size  # an epoch's last step comes after these
             position.loss_sum = bad.loss_sum
+            self.count(bad.correct)
             raise TrainingFailed(
                 f"loss is {bad.loss} at epoch {position.epoch + 1}, step {position.step + 1}; the weights were left as "
                 f"they were before it. Try a smaller lr than {self.lr_at(self.global_step):g}, or clip_norm=1"
             ) from None
+
+    def count(self, correct: int) -> None:
+        if self.position.correct is not None:
+            self.position.correct += correct
 
     def score_epoch(self) -> None:
         """Scores the network, and begins the next epoch."""
@@ -178,10 +186,12 @@ class Loop:
             positive=score.positive,
             train_seconds=position.seconds,
             eval_seconds=self.clock() - started,
+            train_accuracy=None if position.correct is None else 100 * position.correct / position.images,
         )
         position.history.append(stats)
         position.epoch += 1
-        position.step, position.images, position.loss_sum, position.seconds = 0, 0, 0.0, 0.0
+        position.step, position.images, position.correct = 0, 0, 0
+        position.loss_sum, position.seconds = 0.0, 0.0
         self.callbacks.on_epoch(stats)
 
     def save(self) -> None:
