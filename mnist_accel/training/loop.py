@@ -11,7 +11,7 @@ from itertools import islice
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from mnist_accel.data.batches import Selection, TestBatches, TrainBatches
 from mnist_accel.errors import Interrupted, TrainingFailed
@@ -74,6 +74,7 @@ class Loop:
     callbacks: Callbacks = field(default_factory=Callbacks)
     profiler: Profiler = field(default_factory=Unprofiled)
     patience: Patience = field(default_factory=Patience)
+    logits: list[Tensor] = field(default_factory=list)  # of this rank's share of the last evaluation, batch by batch
 
     def run(self) -> None:
         with self.profiler:
@@ -166,7 +167,13 @@ class Loop:
             if average:  # of statistics that each rank took for itself; the model's own are equal since the save
                 self.share_buffers()
             score = evaluate(
-                self.model, self.test_batches, self.objective, self.accelerator, self.dry_run, self.patience
+                self.model,
+                self.test_batches,
+                self.objective,
+                self.accelerator,
+                self.dry_run,
+                self.patience,
+                keep=self.logits if position.epoch == self.last_epoch else None,
             )
         lr = self.lr_at(self.global_step - 1)
         if not math.isfinite(score.loss):
@@ -230,8 +237,11 @@ def evaluate(
     accelerator: Accelerator,
     dry_run: bool = False,
     patience: Patience | None = None,
+    keep: list[Tensor] | None = None,
 ) -> Score:
-    """Every image of every rank's share exactly once, summed over ranks in one go. ``model`` without DDP around it."""
+    """Every image of every rank's share exactly once, summed over ranks in one go. ``model`` without DDP around it.
+
+    ``keep`` gets this rank's logits, batch by batch."""
     model.eval()
     device = accelerator.device
     correct, hits, said_yes, is_yes = (torch.zeros((), dtype=torch.int64, device=device) for _ in range(4))
@@ -243,6 +253,8 @@ def evaluate(
         predictions, targets = objective.predictions(logits), objective.targets(batch.labels)
         correct += (predictions == targets).sum()
         total += batch.counted
+        if keep is not None:
+            keep.append(logits)
         if objective.positive_class is not None:
             hits += (predictions & targets).sum()
             said_yes += predictions.sum()
