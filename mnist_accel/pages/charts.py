@@ -11,7 +11,8 @@ from mnist_accel.pages.page import Html, joined, tag
 COLOURS = 6  # .s1 to .s6 of style.css
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 10, 38
 MOST_DOTS = 60
-SMALLEST = 1e-30  # what lies closer together is drawn as one
+SMALLEST = 1e-30  # of a log scale, and of a difference that is drawn
+CLOSEST = 1e-9  # the same as a share
 
 
 @dataclass(frozen=True)
@@ -172,12 +173,13 @@ def fitted(values: Sequence[float], log: bool, first: float, last: float, padded
     """A scale that holds all values, with some air around them where ``padded``."""
     low, high = min(values), max(values)
     if log:
-        if low == high:
+        if high <= low * (1 + CLOSEST):
             low, high = low / 2, high * 2
         air = (high / low) ** 0.06 if padded else 1.0
         return Scale(low / air, high * air, True, first, last)
-    if high - low < SMALLEST:
-        low, high = low - (abs(low) or 1.0) * 0.05, high + (abs(high) or 1.0) * 0.05
+    if high - low < max(SMALLEST, CLOSEST * abs(low)):
+        around = 0.05 * (abs(low) if abs(low) > SMALLEST else 1.0)
+        low, high = low - around, high + around
     air = (high - low) * 0.06 if padded else 0.0
     return Scale(low if low == 0 else low - air, high + air, False, first, last)
 
