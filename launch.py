@@ -10,6 +10,7 @@ launcher.end_with_launcher()  # which may be gone by the time torch is imported
 import signal
 import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # a Ctrl-C amid the imports ends at once, without their traceback
@@ -34,15 +35,20 @@ def main() -> int:
         run.check(request)
         return job.spawn(options.processes, __file__, sys.argv[1:], options.restarts)
     shown = report.RunReport(report.make_console())
-    watcher = Watcher(
-        shown.on_start, shown.on_step, shown.on_epoch, shown.on_problem, shown.on_end, partial(show_profile, shown)
-    )
+    watcher = Watcher(shown.on_start, shown.on_step, shown.on_epoch, shown.on_problem, shown.on_end, shown.on_report)
+    watcher.on_profile = partial(show_profile, shown)
     try:
-        _, folder = run.run(request, watcher, STARTED)
+        _, folder = run.run(request, watcher, STARTED, make_report)
     finally:
         shown.stop()
     job.wait_for_ranks()
     return 4 if folder.problems or report.Output.lost else 0
+
+
+def make_report(folder: Path) -> str:
+    from mnist_accel.pages import report_page  # when there is something to report
+
+    return report_page.page_of(folder)
 
 
 def show_profile(shown: report.RunReport, summary: Any) -> None:

@@ -142,6 +142,7 @@ def train(folder: Path, what: str, runtime: Runtime, resumed_from: Path | None) 
         "rates": rates,
         "losses": losses,
         "images": [stats.images for stats in history],
+        "train_accuracies": [stats.train_accuracy for stats in history],
         "scores": [[stats.correct, stats.total, stats.test_loss] for stats in history],
         "buffers_differ": buffers_differ,
         "own_buffers_differed": own_buffers_differed,

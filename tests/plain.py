@@ -23,6 +23,7 @@ class Trained:
     weights: dict[str, Tensor]
     lrs: list[float] = field(default_factory=list)  # of every step
     train_losses: list[float] = field(default_factory=list)  # of every epoch
+    train_accuracies: list[float] = field(default_factory=list)
     test_loss: float = 0.0
     correct: int = 0
 
@@ -49,7 +50,7 @@ def train(recipe: Recipe, data: Dataset, half: bool = False) -> Trained:
             scale=recipe.scale,
             shear=recipe.shear,
         )
-        losses = []
+        losses, told_rightly = [], 0
         for step in range(steps):
             mine = slice(step * recipe.batch_size, (step + 1) * recipe.batch_size)
             images = data.train_images[order[mine], None] / 255
@@ -73,16 +74,22 @@ def train(recipe: Recipe, data: Dataset, half: bool = False) -> Trained:
             for name, value in model.state_dict().items():
                 average[name] = decay * average[name] + (1 - decay) * value if value.is_floating_point() else value
             losses += [loss.item()] * len(images)
+            told_rightly += count_correct(recipe, logits, data.train_labels[order[mine]])
         trained.train_losses.append(sum(losses) / len(losses))
+        trained.train_accuracies.append(100 * told_rightly / len(losses))
     model.load_state_dict(average)
     model.eval()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
         logits = model((data.test_images[:, None] / 255 - recipe.mean) / recipe.std).float()
     trained.test_loss = loss_of(recipe, 0.0)(logits, data.test_labels).item()
-    answers = logits[:, 0] > 0 if recipe.loss == "binary" else logits.argmax(1)
-    right = data.test_labels == recipe.positive_class if recipe.loss == "binary" else data.test_labels
-    trained.correct = (answers == right).sum().item()
+    trained.correct = count_correct(recipe, logits, data.test_labels)
     return trained
+
+
+def count_correct(recipe: Recipe, logits: Tensor, labels: Tensor) -> int:
+    answers = logits[:, 0] > 0 if recipe.loss == "binary" else logits.argmax(1)
+    right = labels == recipe.positive_class if recipe.loss == "binary" else labels
+    return int((answers == right).sum())
 
 
 def optimizer_of(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:

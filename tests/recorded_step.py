@@ -56,8 +56,8 @@ class RecordedStep(GraphStep):
         def recorded(chosen: Selection) -> Tensor:
             self.recording = Recording()
             with self.recording:
-                self.captured_loss = self.body(chosen)
-            return self.captured_loss
+                self.captured = self.body(chosen)
+            return self.captured
 
         # A capture runs nothing. This one has to, so it keeps the last of the steps that leave no trace.
         assert self.fixed is not None

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "mnist_accel"
 LAYERS = (
     ("__main__",),
     ("commands",),
-    ("console",),
+    ("console", "pages"),
     ("runs",),
     ("profiling",),
     ("training",),

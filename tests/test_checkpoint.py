@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Fitted
+from pydantic import TypeAdapter
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -271,6 +272,7 @@ def test_a_hostile_file_is_refused_and_runs_nothing(kind: str, tmp_path: Path) -
         ({"images": 0}, "7 steps cannot have seen 0 images"),
         ({"step": 0}, "0 steps cannot have seen 700 images"),
         ({"step": -1}, "-1 steps cannot have seen"),
+        ({"correct": 701}, "701 correct answers for 700 images"),
         ({"loss_sum": float("nan")}, "a finite number"),
         ({"loss_sum": float("inf")}, "a finite number"),
         ({"seconds": -1.0}, "in -1.0 seconds"),
@@ -428,6 +430,21 @@ def test_a_run_interrupted_in_the_middle_of_an_epoch_goes_on_bit_for_bit(
     for key, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, state[key]), key
     assert without_seconds(rest) == without_seconds(whole)
+
+
+def test_a_checkpoint_of_before_correct_answers_were_counted_goes_on_and_the_next_epoch_is_counted(
+    fit: Fit, make_runtime: Callable[..., Runtime], tiny: Dataset, tmp_path: Path
+) -> None:
+    regime: dict[str, Any] = {"epochs": 2, "save_in": tmp_path}
+    fit(make_runtime(), tiny, **regime, stop_after_steps=3, catch=Interrupted)
+    saved, _ = newest_intact(tmp_path)
+    assert saved is not None and saved.meta.position.correct is not None
+    older = asdict(saved.meta)
+    del older["position"]["correct"]
+    meta = TypeAdapter(CheckpointMeta).validate_python(older)
+    first, second = fit(make_runtime(), tiny, **regime, resumed=replace(saved, meta=meta)).history
+    whole = fit(make_runtime(), tiny, epochs=2).history
+    assert first.train_accuracy is None and second.train_accuracy == whole[1].train_accuracy
 
 
 def test_a_signal_during_an_evaluation_stops_at_the_next_step(

@@ -105,6 +105,8 @@ def test_a_key_of_a_recipe_changes_the_weights_as_it_says(key: str, run_here: Ru
     assert distance(ran.weights, expected.weights) < 0.01 * distance(expected.weights, without.weights)
     last = ran.result.history[-1]
     assert [stats.train_loss for stats in ran.result.history] == pytest.approx(expected.train_losses, rel=1e-3)
+    counted = [stats.train_accuracy for stats in ran.result.history]
+    assert counted == pytest.approx(expected.train_accuracies, abs=0.4)  # two of 600 images, by rounding
     assert last.test_loss == pytest.approx(expected.test_loss, rel=5e-3)
     assert last.correct == pytest.approx(expected.correct, abs=1)
     assert (last.lr, ran.result.optimizer_steps) == (pytest.approx(expected.lrs[-1]), len(expected.lrs))

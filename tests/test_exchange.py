@@ -98,8 +98,8 @@ def test_a_gpu_is_asked_often_at_first_and_then_rarely() -> None:
 @pytest.mark.parametrize("stop_signal", [0, signal.SIGTERM])
 def test_one_process_hears_itself(stop_signal: int) -> None:
     exchange = Exchange(nn.Linear(1, 1), Patience())
-    exchange.tell(torch.tensor(2.5), stop_signal)
-    assert exchange.heard() == (2.5, stop_signal)
+    exchange.tell(torch.tensor([2.5, 7.0]), stop_signal)
+    assert exchange.heard() == (2.5, 7, stop_signal)
 
 
 # Real ranks
@@ -156,10 +156,10 @@ for step, number in enumerate((0, signal.SIGTERM, signal.SIGINT, 0)):
     model.zero_grad()
     loss = prepared(torch.full((1, 2), 1.0 + runtime.rank)).sum()
     mine = 10.0 ** runtime.rank if step < 3 else float("nan")
-    told.tell(torch.tensor(mine), number if runtime.rank == step % 2 else 0)
+    told.tell(torch.tensor([mine, 3.0 + runtime.rank]), number if runtime.rank == step % 2 else 0)
     loss.backward()
-    heard, number = told.heard()
-    said.append([str(heard), int(number), model.weight.grad[0, 0].item()])
+    heard, correct, number = told.heard()
+    said.append([str(heard), correct, int(number), model.weight.grad[0, 0].item()])
 sys.stdout.write(json.dumps([sent, said]) + "\\n")
 """
 
@@ -169,9 +169,9 @@ def test_gradients_loss_and_signals_of_all_ranks_come_in_one_message(
 ) -> None:
     ended = run_two(tmp_path / "ranks.py", clean_environment, SAY)
     assert ended.returncode == 0, ended.stderr
-    said = [["11.0", 0, 3.0], ["11.0", 15, 3.0], ["11.0", 2, 3.0], ["nan", 0, 3.0]]
-    # Two weights, a bias, the loss and two signals.
-    assert [json.loads(line) for line in ended.stdout.splitlines()] == [[[6] * 4, said]] * 2
+    said = [["11.0", 7, 0, 3.0], ["11.0", 7, 15, 3.0], ["11.0", 7, 2, 3.0], ["nan", 7, 0, 3.0]]
+    # Two weights, a bias, the loss, the correct answers and two signals.
+    assert [json.loads(line) for line in ended.stdout.splitlines()] == [[[7] * 4, said]] * 2
 
 
 HANG = """
@@ -181,7 +181,7 @@ for step in range(4):  # the first two are DDP's own way of starting
             time.sleep(60)  # until the launcher ends it
         asked[0] = ASKED
     loss = prepared(torch.ones(1, 2)).sum()
-    told.tell(loss.detach(), 0)
+    told.tell(torch.stack((loss.detach(), loss.detach())), 0)
     loss.backward()
     told.heard()
 """

@@ -324,7 +324,7 @@ def test_the_share_is_measured_against_gradients_that_stay_where_they_are(
                 model = torch.nn.Linear(2, 1)
                 prepared, _ = prepare(runtime, model, torch.optim.SGD(model.parameters(), lr=0.1))
                 exchange = kind(prepared, Patience())
-                exchange.tell(torch.tensor(10.0 ** runtime.rank), 0)
+                exchange.tell(torch.tensor([10.0 ** runtime.rank, 1.0]), 0)
                 prepared(torch.full((1, 2), 1.0 + runtime.rank)).sum().backward()
                 return [model.weight.grad[0, 0].item(), exchange.heard()[0]]
 

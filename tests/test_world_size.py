@@ -81,6 +81,7 @@ def test_many_processes_take_the_steps_of_one(ranks: Ranks, world_size: int, wha
     one, many = ranks(1, "exact"), ranks(world_size, what)
     assert len(one.facts["losses"]) == 8 and any(name.startswith("8.") for name in one.weights)
     assert many.facts["losses"] == pytest.approx(one.facts["losses"], rel=1e-12, abs=1e-12)
+    assert many.facts["train_accuracies"] == one.facts["train_accuracies"]
     for name, tensor in one.weights.items():
         torch.testing.assert_close(many.weights[name], tensor, rtol=0, atol=1e-12, msg=lambda m, name=name: name + m)
     first, last = (one.weights[f"{step}.network.{layer(one)}"] for step in (1, 8))
@@ -99,7 +100,8 @@ def test_at_another_number_of_processes_a_run_goes_on_with_the_same_steps(
     resumed = Said(run_ranks(after, tmp_path / "resumed", clean_environment, f"exact={saved}") / "exact")
     assert resumed.facts["losses"] == pytest.approx(one.facts["losses"][3:], rel=1e-12, abs=1e-12)
     assert resumed.facts["rates"] == one.facts["rates"][3:]
-    assert resumed.facts["images"] == one.facts["images"]
+    for name in ("images", "train_accuracies"):
+        assert resumed.facts[name] == one.facts[name]
     left = [name for name in one.weights if name.startswith("left.")]
     for name in left:
         torch.testing.assert_close(resumed.weights[name], one.weights[name], rtol=0, atol=1e-12)

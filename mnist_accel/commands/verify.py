@@ -13,6 +13,7 @@ from mnist_accel import cli, commands, errors
 from mnist_accel.console import report
 from mnist_accel.console.profile_report import show_profile
 from mnist_accel.files import finite
+from mnist_accel.pages.report_page import page_of
 from mnist_accel.recipe import CONFIG, option
 from mnist_accel.runs.result import compared_on_average
 from mnist_accel.runs.run import run
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> int:
             of_seed = replace(request.recipe, seed=seed)
             # What is written down has to train this seed again.
             command = (*request.command, f"seed={seed}")
-            result, folder = run(replace(request, recipe=of_seed, command=command), watcher, started)
+            result, folder = run(replace(request, recipe=of_seed, command=command), watcher, started, page_of)
         finally:
             shown.stop()
         problems += folder.problems

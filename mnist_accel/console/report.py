@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.box import SIMPLE
@@ -271,9 +272,8 @@ class RunReport:
     def on_end(self, result: RunResult) -> None:
         self.stop()
         show_claims(self.console, result.claims)
-        others = [claim for claim in result.claims if not claim.name.startswith("parameters")]
-        if result.claims and all(claim.met is None for claim in others):
-            self.console.print(f"\n{why_not_compared(result)}", style="dim")
+        if result.why_not_compared:
+            self.console.print(f"\n{result.why_not_compared}", style="dim")
         rows = [("accuracy", f"{result.accuracy:.2f} % ({result.correct:,} of {result.total:,} {self.scored} images)")]
         if result.positive:
             found = result.positive
@@ -287,6 +287,9 @@ class RunReport:
         rows.append(("time", f"{times}, {whole} {result.total_seconds:.2f} s"))
         self.console.print()
         facts(self.console, rows)
+
+    def on_report(self, path: Path) -> None:
+        facts(self.console, [(f"{'report':8}", str(path))])
 
 
 def side_by_side(figures: Iterable[str], columns: int) -> list[str]:
@@ -305,23 +308,6 @@ def show_claims(console: Console, claims: Sequence[ClaimResult]) -> None:
         return
     table = simple_table("", "documented", "this run", "")
     for claim in claims:
-        table.add_row(claim.name, claim.documented, show_measured(claim), VERDICTS[claim.met])
+        table.add_row(claim.name, claim.documented, claim.shown, VERDICTS[claim.met])
     console.print()
     show_table(console, table)
-
-
-def show_measured(claim: ClaimResult) -> str:
-    if claim.measured is None:
-        return ""
-    if claim.name.startswith("parameters"):
-        return f"{claim.measured:,.0f}"
-    # A documented loss may be 3.96e-5.
-    return f"{claim.measured:.3g}" if "loss" in claim.name else f"{claim.measured:.2f}"
-
-
-def why_not_compared(result: RunResult) -> str:
-    if result.dry_run:
-        return "A dry run is not compared with the documented figures."
-    if result.dataset != "mnist":
-        return "Not compared with the documented figures: those are for MNIST, this run used synthetic digits."
-    return "Not compared with the documented figures: the recipe's settings were changed."

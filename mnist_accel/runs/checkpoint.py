@@ -142,6 +142,8 @@ def refuse_impossible(position: Position) -> None:
     step, images, seconds = position.step, position.images, position.seconds
     if min(step, images, seconds) < 0 or (step == 0) != (images == 0):
         raise DamagedCheckpoint(f"{step} steps cannot have seen {images} images in {seconds} seconds")
+    if not 0 <= (position.correct or 0) <= images:
+        raise DamagedCheckpoint(f"{position.correct} correct answers for {images} images")
 
 
 def in_one_line(error: Exception) -> str:

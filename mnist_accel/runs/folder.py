@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mnist_accel.errors import UserError
 from mnist_accel.files import finite, new_folder, read_json, refuse_unwritable, write_whole
+from mnist_accel.runs import evaluation
 from mnist_accel.runs.checkpoint import CheckpointMeta, newest_first, write_checkpoint
 from mnist_accel.training.state import EpochStats
 
@@ -98,8 +99,8 @@ class RunFolder:
             elif stale.name != LOCK:
                 stale.unlink()
 
-    def write_json(self, name: str, value: object) -> None:
-        self.write(name, (json.dumps(finite(value), indent=2, allow_nan=False) + "\n").encode())
+    def write_json(self, name: str, value: object) -> bool:
+        return self.write(name, (json.dumps(finite(value), indent=2, allow_nan=False) + "\n").encode())
 
     def append_history(self, stats: EpochStats) -> None:
         try:
@@ -121,11 +122,14 @@ class RunFolder:
     def write_weights(self, state: Mapping[str, Tensor]) -> None:
         self.write("model.safetensors", save({name: tensor.cpu().contiguous() for name, tensor in state.items()}))
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes) -> bool:
+        """Whether it is on the disk now."""
         try:
             write_whole(self.path / name, content)
         except OSError as error:
             self.note_failure(name, error)
+            return False
+        return True
 
     def note_failure(self, name: str, error: OSError) -> None:
         self.note(f"{self.path / name} could not be written: {error.strerror}")
@@ -142,7 +146,9 @@ def history_line(stats: EpochStats) -> str:
 
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
-OUR_FILES = {"recipe.json", "history.jsonl", "result.json", "model.safetensors", CHECKPOINTS, LOCK}
+REPORT = "report.html"
+OUR_FILES = {"recipe.json", "history.jsonl", "result.json", "model.safetensors"}
+OUR_FILES |= {evaluation.NAME, REPORT, CHECKPOINTS, LOCK}
 
 
 def is_ours(name: str) -> bool:

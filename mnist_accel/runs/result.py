@@ -31,6 +31,16 @@ class ClaimResult:
     measured: float | None
     met: bool | None
 
+    @property
+    def shown(self) -> str:
+        """What was measured, as it is to be read."""
+        if self.measured is None:
+            return ""
+        if self.name.startswith("parameters"):
+            return f"{self.measured:,.0f}"
+        # A documented loss may be 3.96e-5.
+        return f"{self.measured:.3g}" if "loss" in self.name else f"{self.measured:.2f}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
@@ -71,6 +81,20 @@ class RunResult:
     history: list[EpochStats]
     versions: dict[str, str]
     error: str | None = None
+
+    @property
+    def why_not_compared(self) -> str:
+        """Empty where any figure was held against a documented one."""
+        others = [claim for claim in self.claims if not claim.name.startswith("parameters")]
+        if not self.claims or any(claim.met is not None for claim in others):
+            return ""
+        if self.dry_run:
+            return "A dry run is not compared with the documented figures."
+        if self.status != "finished":
+            return "A run that did not end is not compared with the documented figures."
+        if self.dataset != "mnist":
+            return "Not compared with the documented figures: those are for MNIST, this run used synthetic digits."
+        return "Not compared with the documented figures: the recipe's settings were changed."
 
 
 @dataclass

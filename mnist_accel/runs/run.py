@@ -1,8 +1,10 @@
 """Trains a recipe here and writes down what came of it. Shared by ``launch.py`` and the commands."""
 
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
+from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -28,18 +30,24 @@ from mnist_accel.machine.runtime import (
 )
 from mnist_accel.models import parameters_of
 from mnist_accel.recipe import RunOptions
-from mnist_accel.runs.folder import RunFolder, default_folder
+from mnist_accel.runs import evaluation
+from mnist_accel.runs.evaluation import gather_logits
+from mnist_accel.runs.folder import REPORT, RunFolder, default_folder
 from mnist_accel.runs.interrupt import naming_lost_peers, watch_for_signals
 from mnist_accel.runs.result import Progress, RunResult, describe
 from mnist_accel.runs.resume import Resumption, find_resumption
 from mnist_accel.runs.trainer import Trainer, TrainerCallbacks
 from mnist_accel.runs.watcher import Start, Watcher
+from mnist_accel.training.exchange import Patience
 from mnist_accel.training.state import EpochStats, Position, copy_of
 
 
 @naming_lost_peers()
-def run(request: Request, watcher: Watcher, started: float) -> tuple[RunResult, RunFolder]:
-    """Trains ``request.recipe`` here; ``started`` is the clock at the process's first line.
+def run(
+    request: Request, watcher: Watcher, started: float, make_report: Callable[[Path], str] | None = None
+) -> tuple[RunResult, RunFolder]:
+    """Trains ``request.recipe`` here; ``started`` is the clock at the process's first line. ``make_report`` makes
+    report.html of a folder in which all else is written.
 
     Raises UserError before anything is written, TrainingFailed after the failed run has been written down.
     """
@@ -70,12 +78,14 @@ def run(request: Request, watcher: Watcher, started: float) -> tuple[RunResult, 
         progress.error = out_of_memory(recipe.batch_size, runtime)
     result = describe(request, runtime, data, progress, started, resumed)
     if main:
-        folder.write_json("result.json", asdict(result))
+        written = folder.write_json("result.json", asdict(result))
         if result.status == "failed":
             with suppress(PeerLost, RuntimeError):  # the launcher is gone, and nobody is left to tell
                 tell_later_attempts_failed(str(progress.error))
         if progress.error is None:
             watcher.on_end(result)
+        if make_report and result.history and written:
+            report(folder, make_report, watcher)
     if progress.error is not None:
         if not progress.error.here_only:
             # A launcher ends all ranks as soon as one has ended: not before rank 0 has written this down.
@@ -200,8 +210,14 @@ def train(
                 stop_signal=lambda: stop.signal_number,
             )
         )
+        positive = request.recipe.positive_class if request.recipe.loss == "binary" else None
+        patience = Patience(request.options.timeout, lambda: stop.signal_number)
+        logits = gather_logits(
+            trainer.logits, trainer.test_batches, 10 if positive is None else 1, runtime.world_size, patience
+        )
     if main:
         folder.write_weights(trainer.model.state_dict())
+        folder.write(evaluation.NAME, evaluation.packed(logits, data, positive))
 
 
 def go_on(trainer: Trainer, resumed: Resumption, options: RunOptions) -> None:
@@ -212,6 +228,16 @@ def go_on(trainer: Trainer, resumed: Resumption, options: RunOptions) -> None:
             f"resume={options.resume}: {resumed.checkpoint.path} does not fit the network as it is now. "
             "Leave resume out to start a new run"
         ) from None
+
+
+def report(folder: RunFolder, make_report: Callable[[Path], str], watcher: Watcher) -> None:
+    try:
+        page = make_report(folder.path)
+    except UserError as error:  # another process of the user's was at the folder
+        folder.note(f"{folder.path / REPORT} could not be made: {error}")
+        return
+    if folder.write(REPORT, page.encode()):
+        watcher.on_report(folder.path / REPORT)
 
 
 def explained(error: TrainingFailed | Interrupted, progress: Progress) -> TrainingFailed | Interrupted:

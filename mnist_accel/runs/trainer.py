@@ -57,6 +57,7 @@ class Trainer:
     position: Position = field(default_factory=Position)
     profiler: Profiler = field(default_factory=Unprofiled)
     build_stepper: BuildStepper | None = None  # else what the device can do
+    logits: list[Tensor] = field(default_factory=list)  # once trained: this rank's of the last evaluation
 
     @classmethod
     def build(cls, recipe: Recipe, options: RunOptions, runtime: Runtime, data: Dataset) -> "Trainer":
@@ -138,6 +139,7 @@ class Trainer:
             callbacks=callbacks,
             profiler=self.profiler,
             patience=patience,
+            logits=self.logits,
         )
         # On a CPU there is nothing that only the first steps do.
         if self.runtime.device.type == "cuda" and not loop.is_over:

@@ -65,4 +65,5 @@ class Watcher:
     on_epoch: Callable[[EpochStats], None] = ignore
     on_problem: Callable[[str], None] = ignore
     on_end: Callable[[RunResult], None] = ignore
+    on_report: Callable[[Path], None] = ignore
     on_profile: "Callable[[ProfileSummary], None]" = ignore

@@ -13,7 +13,7 @@ from mnist_accel.models.layers import count_images
 from mnist_accel.phase import Phase, unmarked
 from mnist_accel.seeding import seed_device
 from mnist_accel.training.exchange import Exchange, Patience
-from mnist_accel.training.objective import Objective
+from mnist_accel.training.objective import Objective, loss_and_correct
 from mnist_accel.training.optim import WeightAverage
 from mnist_accel.training.state import BadLoss, StepFigures
 from mnist_accel.training.warm_up import WARM_UP_STEPS
@@ -45,12 +45,12 @@ class EagerStep:
         seed_device(self.accelerator.device, dropout_seed)
         self.find_gradients(batch, stop_signal)
         with self.phase("loss" if self.exchange.alone else "all-reduce"):
-            batch_loss_sum, stop_signal = self.exchange.heard()
+            batch_loss_sum, correct, stop_signal = self.exchange.heard()
         loss = batch_loss_sum / batch.global_count
         if not math.isfinite(loss):
             raise BadLoss(loss, loss_sum)
         self.update()
-        return StepFigures(loss, loss_sum + loss * batch.global_count, stop_signal)
+        return StepFigures(loss, loss_sum + loss * batch.global_count, correct, stop_signal)
 
     def find_gradients(self, batch: Batch, stop_signal: int) -> None:
         """Forward and backward; on their way the ranks exchange gradients, losses and signals."""
@@ -60,10 +60,11 @@ class EagerStep:
             logits = self.model(batch.images)
         with self.phase("loss"):
             local_sum = self.objective.loss_sum(logits, batch.labels)
+            figures = loss_and_correct(self.objective, local_sum, logits, batch.labels)
             if batch.counted == 0:
-                local_sum = local_sum * 0
+                local_sum, figures = local_sum * 0, figures * 0
                 count_images(self.model, 1)
-            self.exchange.tell(local_sum.detach(), stop_signal)
+            self.exchange.tell(figures, stop_signal)
         with self.phase("backward"):
             # Over the images of all ranks: added up, the gradients of unequal shares are those of the whole batch.
             backward(local_sum, 1 / batch.global_count, self.accelerator)

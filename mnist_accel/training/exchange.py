@@ -1,4 +1,4 @@
-"""Exchanges gradients, loss and signals between the ranks of a job, in one message per step."""
+"""Exchanges gradients, loss, correct answers and signals between the ranks of a job, in one message per step."""
 
 import signal
 import time
@@ -63,7 +63,8 @@ def wait_a_moment(work: Work) -> None:
 
 
 class Exchange:
-    """Every rank's gradients, added up by DDP's hook, and behind the last of them its loss and the signal that it got.
+    """Every rank's gradients, added up by DDP's hook, and behind the last of them its loss, how many of its images were
+    told rightly, and the signal that it got.
 
     A message of its own for these would cost a step of `efficient25k` as much again: what takes time is waking up, not
     the bytes. They travel in the gradients' type, fp32 also where the network computes in half precision.
@@ -75,21 +76,23 @@ class Exchange:
         if isinstance(model, DistributedDataParallel):
             model.register_comm_hook(None, self.add_up)
 
-    def tell(self, loss: Tensor, stop_signal: int) -> None:
-        """Before backward, which sends it. Asks nothing of the device, and copies nothing there that it waits for."""
-        self.loss, self.stop_signal = loss, stop_signal
+    def tell(self, figures: Tensor, stop_signal: int) -> None:
+        """Before backward, which sends it: loss and correct answers. Asks nothing of the device, and copies nothing
+        there that it waits for."""
+        self.told, self.stop_signal = figures, stop_signal
         if not self.alone:
-            self.told = torch.constant_pad_nd(loss.view(1), (0, len(SIGNALS)))
+            self.told = torch.constant_pad_nd(figures, (0, len(SIGNALS)))
             if stop_signal:
-                self.told[1 + SIGNALS.index(signal.Signals(stop_signal))].fill_(1)
+                self.told[len(figures) + SIGNALS.index(signal.Signals(stop_signal))].fill_(1)
 
-    def heard(self) -> tuple[float, int]:
-        """After backward: the loss over all ranks, and the signal that any of them got."""
+    def heard(self) -> tuple[float, int, int]:
+        """After backward: loss and correct answers over all ranks, and the signal that any of them got."""
         if self.alone:
-            return self.loss.item(), self.stop_signal
+            loss, correct = self.told.tolist()
+            return loss, int(correct), self.stop_signal
         self.patience.wait(self.work, self.told.device)
-        loss, *flags = self.told.tolist()
-        return loss, next((number for number, flag in zip(SIGNALS, flags, strict=True) if flag), 0)
+        loss, correct, *flags = self.told.tolist()
+        return loss, int(correct), next((number for number, flag in zip(SIGNALS, flags, strict=True) if flag), 0)
 
     def add_up(self, state: None, bucket: GradBucket) -> Future[Tensor]:
         """Sums, not averages: the loss is divided by the images of all ranks."""

@@ -23,7 +23,7 @@ from mnist_accel.machine.runtime import is_out_of_memory
 from mnist_accel.phase import Phase, unmarked
 from mnist_accel.seeding import generator_of, seed_device
 from mnist_accel.training.eager_step import backward
-from mnist_accel.training.objective import Objective
+from mnist_accel.training.objective import Objective, loss_and_correct
 from mnist_accel.training.optim import WeightAverage
 from mnist_accel.training.state import BadLoss, StepFigures
 from mnist_accel.training.warm_up import WARM_UP_STEPS, undone
@@ -64,9 +64,10 @@ class GraphStep:
         self.captures = self.device.type == "cuda"
         self.replay: Callable[[], None] | None = None
         self.fixed: Selection | None = None  # where the captured step finds its images
-        self.captured_loss: Tensor | None = None  # and where it leaves its loss
+        self.captured: Tensor | None = None  # and where it leaves its loss and correct answers
         self.loss = math.nan
-        self.losses = torch.zeros(READ_EVERY, dtype=torch.float64, device=self.device)  # summed, of each unread step
+        # Of each unread step: the summed loss and the correct answers.
+        self.figures = torch.zeros(READ_EVERY, 2, dtype=torch.float64, device=self.device)
         self.unread: list[int] = []  # images of each step since the last reading
 
         # Fused optimizers skip an update where this is 1, and take back what they counted: made for fp16's scaler, and
@@ -88,11 +89,12 @@ class GraphStep:
         self.lr.fill_(lr)
         if self.average:
             self.average_weight.fill_(self.average.next_weight())
-        self.losses[len(self.unread)].copy_(self.enqueue(chosen, dropout_seed, eager))
+        self.figures[len(self.unread)].copy_(self.enqueue(chosen, dropout_seed, eager))
         self.unread.append(chosen.global_count)
         if read or stop_signal or eager or math.isnan(self.loss) or len(self.unread) >= READ_EVERY:
-            loss_sum = self.read(loss_sum)
-        return StepFigures(self.loss, loss_sum, stop_signal)
+            loss_sum, correct = self.read(loss_sum)
+            return StepFigures(self.loss, loss_sum, correct, stop_signal)
+        return StepFigures(self.loss, loss_sum, 0, stop_signal)
 
     def enqueue(self, chosen: Selection, dropout_seed: int, eager: bool) -> Tensor:
         replay = None if eager else self.replay_of(chosen)
@@ -103,8 +105,8 @@ class GraphStep:
         if replay is None:
             return self.body(chosen)
         replay()
-        assert self.captured_loss is not None
-        return self.captured_loss
+        assert self.captured is not None
+        return self.captured
 
     def warm_up(self, chosen: Selection, dropout_seed: int) -> None:
         seed_device(self.device, dropout_seed)
@@ -132,13 +134,14 @@ class GraphStep:
 
     def body(self, chosen: Selection) -> Tensor:
         """All that one step does, without asking the device anything, and with nothing from the host that changes from
-        step to step: only what these tensors hold. The summed loss."""
+        step to step: only what these tensors hold. The summed loss and the correct answers."""
         batch = self.batches.load(chosen, self.phase)
         with self.phase("forward"):
             logits = self.model(batch.images)
         with self.phase("loss"):
             loss = self.objective.loss_sum(logits, batch.labels)
             self.mask_from(loss.detach())
+            figures = loss_and_correct(self.objective, loss, logits, batch.labels)
         with self.phase("backward"):
             backward(loss, 1 / batch.global_count, self.accelerator)
         with self.phase("optimizer"):
@@ -149,25 +152,27 @@ class GraphStep:
                 self.average.update_unless(self.found_inf, self.average_weight)
             # Also where a capture needs it: gradients that are there already would be added to, not made by the graph.
             self.optimizer.zero_grad()
-        return loss.detach()
+        return figures
 
     def mask_from(self, loss: Tensor) -> None:
         """From the first bad loss on everything is masked: the kernel sets ``found_inf``, and never takes it back."""
         torch._amp_foreach_non_finite_check_and_unscale_([loss], self.found_inf, self.unscaled)
 
-    def read(self, loss_sum: float) -> float:
-        """Waits for the device. ``loss_sum`` with the losses of all steps since the last reading."""
-        before = loss_sum
-        for index, (images, loss) in enumerate(zip(self.unread, self.losses.tolist(), strict=False)):
+    def read(self, loss_sum: float) -> tuple[float, int]:
+        """Waits for the device. ``loss_sum`` with the losses of all steps since the last reading, and the correct
+        answers of these."""
+        before, correct = loss_sum, 0
+        for index, (images, (loss, right)) in enumerate(zip(self.unread, self.figures.tolist(), strict=False)):
             if not math.isfinite(loss):
                 bad = len(self.unread) - index
                 if self.average:
                     self.average.steps -= bad
-                raise BadLoss(loss, loss_sum, steps_back=bad - 1)  # the step under way is not counted yet
+                raise BadLoss(loss, loss_sum, correct, steps_back=bad - 1)  # the step under way is not counted yet
             loss_sum += loss / images * images  # rounded as where each step is looked at
+            correct += int(right)
         self.loss = (loss_sum - before) / sum(self.unread)
         self.unread.clear()
-        return loss_sum
+        return loss_sum, correct
 
     def try_capture(self) -> Callable[[], None] | None:
         try:
@@ -195,7 +200,7 @@ class GraphStep:
                 self.try_out(self.body, self.fixed)
                 self.allow_capture(True)
                 with torch.cuda.graph(graph, stream=side):
-                    self.captured_loss = self.body(self.fixed)
+                    self.captured = self.body(self.fixed)
         except RuntimeError:
             generator.graphsafe_set_state(unharmed)
             self.optimizer.zero_grad()

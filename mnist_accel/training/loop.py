@@ -11,7 +11,7 @@ from itertools import islice
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from mnist_accel.data.batches import Selection, TestBatches, TrainBatches
 from mnist_accel.errors import Interrupted, TrainingFailed
@@ -74,6 +74,7 @@ class Loop:
     callbacks: Callbacks = field(default_factory=Callbacks)
     profiler: Profiler = field(default_factory=Unprofiled)
     patience: Patience = field(default_factory=Patience)
+    logits: list[Tensor] = field(default_factory=list)  # of this rank's share of the last evaluation, batch by batch
 
     def run(self) -> None:
         with self.profiler:
@@ -110,6 +111,8 @@ class Loop:
         """All that is left of the epoch's steps."""
         position = self.position
         self.model.train()
+        if position.step == 0:
+            position.correct = 0
         started = self.clock()
         selections = self.train_batches.selections(position.epoch, position.step, self.profiler.phase)
         for chosen in islice(selections, self.steps_per_epoch - position.step):
@@ -118,6 +121,7 @@ class Loop:
             position.step += 1
             position.images += chosen.global_count
             position.loss_sum = figures.loss_sum
+            self.count(figures.correct)
             info = StepInfo(position.epoch + 1, position.step, self.steps_per_epoch, figures.loss, chosen.global_count)
             self.callbacks.on_step(info)
             position.seconds -= self.profiler.after_step(info)
@@ -145,10 +149,15 @@ class Loop:
             position.step -= bad.steps_back
             position.images = position.step * self.train_batches.batch_size  # an epoch's last step comes after these
             position.loss_sum = bad.loss_sum
+            self.count(bad.correct)
             raise TrainingFailed(
                 f"loss is {bad.loss} at epoch {position.epoch + 1}, step {position.step + 1}; the weights were left as "
                 f"they were before it. Try a smaller lr than {self.lr_at(self.global_step):g}, or clip_norm=1"
             ) from None
+
+    def count(self, correct: int) -> None:
+        if self.position.correct is not None:
+            self.position.correct += correct
 
     def score_epoch(self) -> None:
         """Scores the network, and begins the next epoch."""
@@ -158,7 +167,13 @@ class Loop:
             if average:  # of statistics that each rank took for itself; the model's own are equal since the save
                 self.share_buffers()
             score = evaluate(
-                self.model, self.test_batches, self.objective, self.accelerator, self.dry_run, self.patience
+                self.model,
+                self.test_batches,
+                self.objective,
+                self.accelerator,
+                self.dry_run,
+                self.patience,
+                keep=self.logits if position.epoch == self.last_epoch else None,
             )
         lr = self.lr_at(self.global_step - 1)
         if not math.isfinite(score.loss):
@@ -178,10 +193,12 @@ class Loop:
             positive=score.positive,
             train_seconds=position.seconds,
             eval_seconds=self.clock() - started,
+            train_accuracy=None if position.correct is None else 100 * position.correct / position.images,
         )
         position.history.append(stats)
         position.epoch += 1
-        position.step, position.images, position.loss_sum, position.seconds = 0, 0, 0.0, 0.0
+        position.step, position.images, position.correct = 0, 0, 0
+        position.loss_sum, position.seconds = 0.0, 0.0
         self.callbacks.on_epoch(stats)
 
     def save(self) -> None:
@@ -220,8 +237,11 @@ def evaluate(
     accelerator: Accelerator,
     dry_run: bool = False,
     patience: Patience | None = None,
+    keep: list[Tensor] | None = None,
 ) -> Score:
-    """Every image of every rank's share exactly once, summed over ranks in one go. ``model`` without DDP around it."""
+    """Every image of every rank's share exactly once, summed over ranks in one go. ``model`` without DDP around it.
+
+    ``keep`` gets this rank's logits, batch by batch."""
     model.eval()
     device = accelerator.device
     correct, hits, said_yes, is_yes = (torch.zeros((), dtype=torch.int64, device=device) for _ in range(4))
@@ -233,6 +253,8 @@ def evaluate(
         predictions, targets = objective.predictions(logits), objective.targets(batch.labels)
         correct += (predictions == targets).sum()
         total += batch.counted
+        if keep is not None:
+            keep.append(logits)
         if objective.positive_class is not None:
             hits += (predictions & targets).sum()
             said_yes += predictions.sum()

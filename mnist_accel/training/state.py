@@ -47,6 +47,7 @@ class EpochStats:
     positive: Positive | None
     train_seconds: float
     eval_seconds: float
+    train_accuracy: float | None = None  # as counted while training; None where an older version trained
 
 
 @dataclass
@@ -57,6 +58,7 @@ class Position:
     step: int = 0  # finished steps of the epoch under way
     loss_sum: float = 0.0  # over their images
     images: int = 0
+    correct: int | None = None  # of these; None where an older version, which did not count, began the epoch
     seconds: float = 0.0  # that they took
     history: list[EpochStats] = field(default_factory=list)
 
@@ -82,18 +84,19 @@ class StepFigures:
 
     loss: float  # as in StepInfo
     loss_sum: float  # over the epoch's images, as far as their losses were read
+    correct: int  # images told rightly, of those whose losses were read in this step
     stop_signal: int = 0  # that any rank was asked to stop by
 
 
 class BadLoss(Exception):
     """A loss that is not finite. It never reached the weights, and neither did ``steps_back`` counted steps after it.
 
-    ``loss_sum`` is over the epoch's images before it.
+    ``loss_sum`` is over the epoch's images before it, ``correct`` over those of them that were read in this step.
     """
 
-    def __init__(self, loss: float, loss_sum: float, steps_back: int = 0):
+    def __init__(self, loss: float, loss_sum: float, correct: int = 0, steps_back: int = 0):
         super().__init__(str(loss))
-        self.loss, self.loss_sum, self.steps_back = loss, loss_sum, steps_back
+        self.loss, self.loss_sum, self.correct, self.steps_back = loss, loss_sum, correct, steps_back
 
 
 class Stepper(Protocol):
