@@ -8,7 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from mnist_accel import cli
 from mnist_accel.console import report
-from mnist_accel.errors import UserError, printable
+from mnist_accel.errors import UserError
 from mnist_accel.files import write_whole
 from mnist_accel.pages.page import is_ours
 from mnist_accel.recipe import CONFIG, keys_of, option
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     except OSError as error:
         shown = f"out={options.out}" if options.out else str(target)
         raise UserError(f"{shown}: cannot be written ({error.strerror}). Name another with out=FILE") from None
-    report.facts(console, [("report", printable(min(str(target), os.path.relpath(target), key=len)))])
+    report.facts(console, [("report", min(str(target), os.path.relpath(target), key=len))])
     return 0
 
 
