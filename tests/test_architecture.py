@@ -15,6 +15,7 @@ LAYERS = (
     ("__main__",),
     ("commands",),
     ("console",),
+    ("inference",),
     ("runs",),
     ("profiling",),
     ("training",),

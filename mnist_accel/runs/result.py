@@ -4,15 +4,20 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta, timezone
+from functools import cache
+from pathlib import Path
 from statistics import mean
 
 import accelerate
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 import mnist_accel
 from mnist_accel.cli import Request
 from mnist_accel.data.dataset import Dataset
-from mnist_accel.errors import Interrupted, OutOfMemory, PeerLost, TrainingFailed
+from mnist_accel.errors import Interrupted, OutOfMemory, PeerLost, TrainingFailed, UserError
+from mnist_accel.files import read_regular
 from mnist_accel.machine.runtime import Runtime
 from mnist_accel.models import parameters_of
 from mnist_accel.recipe import Claim, Recipe
@@ -20,6 +25,7 @@ from mnist_accel.runs.resume import Resumption
 from mnist_accel.training.state import EpochStats, Position, Positive
 
 SCHEMA = 1
+MAX_BYTES = 1 << 28  # of a result.json; a line an epoch
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,27 @@ class RunResult:
     history: list[EpochStats]
     versions: dict[str, str]
     error: str | None = None
+    began: str | None = None  # this process's first line, UTC
+    commit: str | None = None  # of the checkout, with + behind it where tracked files were changed
+    profile: str | None = None  # its folder
+
+
+@cache
+def result_adapter() -> TypeAdapter[RunResult]:
+    return TypeAdapter(RunResult)
+
+
+def read_result(folder: Path) -> RunResult:
+    """A run's ``result.json``, of this version or an earlier one; UserError where it is none."""
+    path = folder / "result.json"
+    try:
+        return result_adapter().validate_json(read_regular(path, MAX_BYTES))
+    except OSError as error:
+        why = error.strerror
+    except ValidationError as error:
+        problem = error.errors()[0]
+        why = ": ".join([*map(str, problem["loc"]), problem["msg"]])
+    raise UserError(f"{path}: no result of a run ({why}). Name a finished run's folder")
 
 
 @dataclass
@@ -82,6 +109,8 @@ class Progress:
     warmup_seconds: float = 0.0  # of this process, before the first clock
     error: TrainingFailed | Interrupted | None = None
     again: str = ""  # what to type to go on
+    commit: str | None = None
+    profile: str | None = None
 
     def note_warm_up(self, seconds: float) -> None:
         self.warmup_seconds = seconds
@@ -110,6 +139,7 @@ def describe(
     train_seconds = sum(stats.train_seconds for stats in history) + unfinished.seconds
     images = sum(stats.images for stats in history) + unfinished.images
     can_go_on = isinstance(progress.error, (Interrupted, PeerLost, OutOfMemory))
+    total_seconds = time.perf_counter() - started
     status = "interrupted" if can_go_on else "failed" if progress.error else "finished"
     result = RunResult(
         status=status,
@@ -139,7 +169,7 @@ def describe(
         warmup_seconds=progress.warmup_seconds,
         train_seconds=train_seconds,
         eval_seconds=sum(stats.eval_seconds for stats in history),
-        total_seconds=time.perf_counter() - started,
+        total_seconds=total_seconds,
         images_per_second=images / train_seconds if train_seconds else 0.0,
         claims=[],
         dry_run=options.dry_run,
@@ -151,6 +181,9 @@ def describe(
             "torch": torch.__version__,
             "accelerate": accelerate.__version__,
         },
+        began=(datetime.now(timezone.utc) - timedelta(seconds=total_seconds)).isoformat(timespec="seconds"),
+        commit=progress.commit,
+        profile=progress.profile,
     )
     comparable = (
         data.name == "mnist" and set(request.changed) <= {"seed"} and not options.dry_run and progress.error is None
