@@ -12,7 +12,7 @@ from io import BytesIO
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageFilter
 
 import mnist_accel
 from mnist_accel.data.dataset import load_dataset
@@ -47,11 +47,6 @@ def photographed(digit: Digit) -> Image.Image:
     light = np.linspace(1, 0.8, sheet.shape[1])[None, :, None]
     noisy = sheet * light + DRAW.normal(0, 4, sheet.shape)
     return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
-
-
-def thin(digit: Digit) -> Image.Image:
-    """Only the outline, as a thin pen draws it."""
-    return blended(enlarged(digit).filter(ImageFilter.FIND_EDGES), (255, 255, 255), (0, 0, 0))
 
 
 STYLES: dict[str, tuple[str, Callable[[Digit], Image.Image]]] = {

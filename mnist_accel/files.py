@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+MOST_JSON = 1 << 28  # bytes
+
 
 def write_whole(target: Path, content: bytes) -> None:
     """Aside, synced, renamed: under its own name a file is whole or absent, and it is on the disk."""
@@ -61,9 +63,10 @@ def finite(value: Any) -> Any:
 
 
 def read_json(path: Path) -> Any:
+    """None where there is none to be read."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        return json.loads(read_regular(path, MOST_JSON))
+    except (OSError, ValueError, RecursionError):
         return None
 
 

@@ -1,8 +1,8 @@
 """Anybody's picture of a digit becomes an image as MNIST has them: 28 × 28 grey levels, light on black.
 
 As those were made: the digit scaled to fit a box of 20 × 20, keeping its proportions, and placed by its centre of mass.
-The background is what the frame of the picture shows, and ink is whatever differs from it, lighter, darker or of another
-colour. A digit of MNIST's comes out as it went in.
+The background is what the frame of the picture shows, and ink is whatever differs from it, lighter, darker or of
+another colour. A digit of MNIST's comes out as it went in.
 """
 
 import logging
@@ -48,7 +48,7 @@ def decode(content: bytes) -> Values:
             image = Image.open(BytesIO(content), formats=FORMATS)
             if image.width * image.height > MAX_PIXELS:
                 raise NoDigit(f"{image.width:,} × {image.height:,} pixels are more than {MAX_PIXELS:,}")
-            return opaque(ImageOps.exif_transpose(as_bytes(image)))
+            return opaque(as_bytes(ImageOps.exif_transpose(image)))
         except NoDigit:
             raise
         except UnidentifiedImageError:
@@ -61,19 +61,13 @@ def decode(content: bytes) -> Values:
 
 
 def as_bytes(image: Image.Image) -> Image.Image:
-    """With eight bits a channel, and not larger than is of use; the orientation that it notes stays noted."""
+    """With eight bits a channel, and not larger than is of use."""
     if image.mode.startswith(("I", "F")):  # 16 or 32 bits, which a conversion would cut off
         levels = np.nan_to_num(np.asarray(image, dtype=np.float32))
-        span = float(np.ptp(levels)) or 1.0
-        deep, exif = image, image.getexif()
-        image = Image.fromarray(((levels - levels.min()) * (WHITE / span)).astype(np.uint8))
-        del deep
-        image.getexif().update(exif)
-    exif = image.getexif()
+        levels -= levels.min()
+        image = Image.fromarray((levels * (WHITE / (levels.max() or 1))).astype(np.uint8))
     image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    image = image.reduce(max(1, max(image.size) // WORKING_SIDE))
-    image.getexif().update(exif)
-    return image
+    return image.reduce(max(1, max(image.size) // WORKING_SIDE))
 
 
 def opaque(image: Image.Image) -> Values:

@@ -17,7 +17,7 @@ import mnist_accel
 from mnist_accel.cli import Request
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.errors import Interrupted, OutOfMemory, PeerLost, TrainingFailed, UserError
-from mnist_accel.files import read_regular
+from mnist_accel.files import MOST_JSON, read_regular
 from mnist_accel.machine.runtime import Runtime
 from mnist_accel.models import parameters_of
 from mnist_accel.recipe import Claim, Recipe
@@ -25,7 +25,6 @@ from mnist_accel.runs.resume import Resumption
 from mnist_accel.training.state import EpochStats, Position, Positive
 
 SCHEMA = 1
-MAX_BYTES = 1 << 28  # of a result.json; a line an epoch
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def read_result(folder: Path) -> RunResult:
     """A run's ``result.json``, of this version or an earlier one; UserError where it is none."""
     path = folder / "result.json"
     try:
-        return result_adapter().validate_json(read_regular(path, MAX_BYTES))
+        return result_adapter().validate_json(read_regular(path, MOST_JSON))
     except OSError as error:
         why = error.strerror
     except ValidationError as error:
