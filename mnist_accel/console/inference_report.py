@@ -39,8 +39,8 @@ def show_score(console: Console, score: Score, then: RunResult | None) -> None:
         ("loss", f"{score.loss:.6f}", then and shown(then.test_loss, 6)),
     ]
     if score.positive:
-        before = shown(then.positive.f1, 2) if then and then.positive else None
-        rows.append(("F1 %", f"{score.positive.f1:.2f}", before))
+        f1 = shown(then.positive.f1, 2) if then and then.positive else None
+        rows.append(("F1 %", f"{score.positive.f1:.2f}", f1))
     for label, now, before in rows:
         table.add_row(label, now, *([before or "-"] if then else []))
     console.print()

@@ -6,10 +6,9 @@ from pathlib import Path
 from mnist_accel.data.batches import ImageStore, TestBatches
 from mnist_accel.data.dataset import Dataset, hold_out, load_dataset
 from mnist_accel.errors import UserError
-from mnist_accel.files import read_json
 from mnist_accel.inference.weights import ReadyNetwork
 from mnist_accel.machine.runtime import Runtime, choose_device, choose_precision, start_runtime
-from mnist_accel.runs.result import RunResult, read_result
+from mnist_accel.runs.result import RunResult, read_asked, read_result
 from mnist_accel.training.loop import Score, evaluate
 from mnist_accel.training.objective import build_objective
 
@@ -24,14 +23,11 @@ class Then:
 
     @classmethod
     def of(cls, folder: Path) -> "Then":
-        asked = read_json(folder / "recipe.json")
-        recipe, options = (asked.get(part) if isinstance(asked, dict) else None for part in ("recipe", "options"))
-        validation = recipe.get("validation") if isinstance(recipe, dict) else 0
-        data_dir = options.get("data_dir") if isinstance(options, dict) else None
+        recipe, data_dir = read_asked(folder) if (folder / "recipe.json").exists() else (None, None)
         return cls(
             result=read_result(folder) if (folder / "result.json").exists() else None,
-            validation=validation if isinstance(validation, int) else 0,
-            data_dir=data_dir if isinstance(data_dir, str) and Path(data_dir).is_dir() else None,
+            validation=recipe.validation if recipe else 0,
+            data_dir=data_dir if data_dir and Path(data_dir).is_dir() else None,
         )
 
 

@@ -17,10 +17,10 @@ import mnist_accel
 from mnist_accel.cli import Request
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.errors import Interrupted, OutOfMemory, PeerLost, TrainingFailed, UserError
-from mnist_accel.files import MOST_JSON, read_regular
+from mnist_accel.files import MOST_JSON, read_json, read_regular
 from mnist_accel.machine.runtime import Runtime
 from mnist_accel.models import parameters_of
-from mnist_accel.recipe import Claim, Recipe
+from mnist_accel.recipe import Claim, Recipe, keys_of
 from mnist_accel.runs.resume import Resumption
 from mnist_accel.training.state import EpochStats, Position, Positive
 
@@ -97,6 +97,23 @@ def read_result(folder: Path) -> RunResult:
         problem = error.errors()[0]
         why = ": ".join([*map(str, problem["loc"]), problem["msg"]])
     raise UserError(f"{path}: no result of a run ({why}). Name a finished run's folder")
+
+
+def read_asked(folder: Path) -> tuple[Recipe, str | None]:
+    """A run's recipe and its ``data_dir``, from ``recipe.json``: settings alone, nothing published or measured.
+    UserError where there is none."""
+    path, asked = folder / "recipe.json", read_json(folder / "recipe.json")
+    recipe, options = (asked.get(part) if isinstance(asked, dict) else None for part in ("recipe", "options"))
+    known = {*keys_of(Recipe), "name", "model", "loss"}
+    try:
+        settings = {key: value for key, value in recipe.items() if key in known} if isinstance(recipe, dict) else {}
+        said = TypeAdapter(Recipe).validate_python(settings)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        why = ": ".join([*map(str, problem["loc"]), problem["msg"]])
+        raise UserError(f"{path}: no settings of a run ({why}). Name a finished run's folder") from None
+    data_dir = options.get("data_dir") if isinstance(options, dict) else None
+    return said, data_dir if isinstance(data_dir, str) else None
 
 
 @dataclass
