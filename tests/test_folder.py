@@ -184,6 +184,11 @@ REPEATED: dict[str, dict[str, Any]] = {
     "a result that is no JSON": {"result.json": "half a fi"},
     "a result that is a list": {"result.json": "[]"},
     "weights of a result that says nothing": {"recipe.json": {}, "result.json": {}, "model.safetensors": "{}"},
+    "a dry run that was exported": {
+        "result.json": {"status": "finished", "dry_run": True},
+        "export/model.onnx": "",
+        ".export.12345/model.onnx": "",
+    },
     "a run killed between writing aside and renaming": {".model.safetensors.12345": "half", "recipe.json": {}},
 }
 

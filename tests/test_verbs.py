@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import test_eval
 import torch
 from conftest import LAUNCHER_VARIABLES
 from test_profiling import traced
@@ -14,7 +15,8 @@ from test_profiling import traced
 from benchmarks import compare, fresh, scaling
 from benchmarks.turns import Comparison, Ratio
 from mnist_accel import commands
-from mnist_accel.commands import bench, trace, verify
+from mnist_accel.commands import bench, predict, trace, verify
+from mnist_accel.commands import eval as eval_verb
 from mnist_accel.commands import scaling as scaling_verb
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.machine.runtime import Runtime
@@ -56,10 +58,12 @@ USUAL = {
 
 
 def test_every_key_of_every_verb_has_a_row() -> None:
-    assert commands.names() == ["bench", "scaling", "trace", "verify"]
+    assert commands.names() == ["bench", "eval", "export", "predict", "scaling", "trace", "verify"]
     assert ROWS["bench"].keys() == keys_of(bench.BenchOptions).keys()
     assert ROWS["scaling"].keys() == keys_of(scaling_verb.ScalingOptions).keys()
     assert keys_of(trace.TraceOptions).keys() == {"path", "against"}  # below
+    assert keys_of(eval_verb.EvalOptions).keys() == test_eval.ROWS.keys()
+    assert keys_of(predict.PredictOptions).keys() == {"json"}  # tests/test_predict.py; export has none
     assert keys_of(verify.VerifyOptions).keys() == {"seeds", "json"}  # tests/test_verify.py
 
 

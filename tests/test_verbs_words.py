@@ -7,10 +7,20 @@ from jobs import result_of
 
 import recipes
 from mnist_accel import cli
-from mnist_accel.commands import bench, scaling, trace, verify
+from mnist_accel.commands import bench, predict, scaling, trace, verify
+from mnist_accel.commands import eval as eval_verb
 from mnist_accel.recipe import Recipe, RunOptions, keys_of
 
-OWNERS = (Recipe, RunOptions, bench.BenchOptions, scaling.ScalingOptions, trace.TraceOptions, verify.VerifyOptions)
+OWNERS = (
+    Recipe,
+    RunOptions,
+    bench.BenchOptions,
+    eval_verb.EvalOptions,
+    predict.PredictOptions,
+    scaling.ScalingOptions,
+    trace.TraceOptions,
+    verify.VerifyOptions,
+)
 
 
 @pytest.mark.parametrize("owner", OWNERS, ids=lambda owner: owner.__name__)

@@ -86,7 +86,7 @@ def figures(result: RunResult, recipe: Recipe) -> str:
 def documented(claims: Iterable[ClaimResult]) -> str:
     lines = ["| | documented | this run | |", "|---|---|---|---|"]
     for claim in claims:
-        measured = "" if claim.measured is None else f"{claim.measured:.6g}"
+        measured = "" if claim.measured is None else f"{claim.measured:,.6g}"
         lines.append(f"| {plain(claim.name)} | {plain(claim.documented)} | {measured} | {verdict(claim)} |")
     return "\n".join(lines) + "\n"
 
@@ -141,8 +141,8 @@ def use(meta: WeightsMeta, tolerance: float) -> str:
     binary = meta.positive_class is not None
     outputs = "1, above 0 for yes" if binary else "10"
     said = f"print(logits[:, 0] > 0)  # a {meta.positive_class}?" if binary else "print(logits.argmax(1))"
-    return f"""Raw `uint8` images `[n, 28, 28]` in, logits `[n, {outputs}]` out, for any n. When the two files were written their
-outputs agreed to {tolerance:g} of the largest.
+    return f"""Raw `uint8` images `[n, 28, 28]` in, logits `[n, {outputs}]` out, for any n.
+When the two files were written their outputs agreed to {tolerance:g} of the largest.
 
 ```python
 import numpy, onnxruntime

@@ -57,12 +57,8 @@ def find_weights(run: str) -> Path:
     if not path.is_dir():
         return path
     if not (path / WEIGHTS).exists():
-        why = (
-            "the run is not over. Type resume=auto to end it"
-            if unfinished_run(path)
-            else "Name a finished run's folder"
-        )
-        raise UserError(f"{run}: no {WEIGHTS} there; {why}")
+        over = "; the run is not over. Type resume=auto to end it" if unfinished_run(path) else ". Name a finished run"
+        raise UserError(f"{run}: no {WEIGHTS} there{over}")
     return path / WEIGHTS
 
 
