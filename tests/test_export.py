@@ -174,6 +174,8 @@ def test_any_other_run_s_card_says_its_own_figures_alone(changes: dict[str, Any]
     assert ("model-index" in front) == (not changes.get("dry_run"))
     assert ("MNIST" in str(front) or "mnist" in str(front["tags"])) == (changes.get("dataset") != "synthetic")
     assert ("command | `python launch.py recipe=onepoch lr=0.03`" in text) == ("command" in changes)
+    for key, word in (("dry_run", " dry_run=true"), ("dataset", " dataset=synthetic")):
+        assert (f"recipe=onepoch{word}`" in text) == (key in changes)  # the command that repeats it
     assert ("mean nothing" in text, "says nothing about MNIST" in text) == (
         "dry_run" in changes,
         "dataset" in changes,

@@ -102,7 +102,7 @@ def regime(result: RunResult, recipe: Recipe) -> str:
         ("data", f"{data}: {result.train_images:,} images to train, {result.test_images:,} to score"),
         ("pixels", f"0 to 1, minus {recipe.mean:g}, divided by {recipe.std:g}; inside the network's files"),
         ("augmentation", augmented or "none"),
-        ("epochs", f"{result.epochs}, batch {result.batch_size}, {result.optimizer_steps:,} steps"),
+        ("epochs", f"{result.epochs}, batch {result.batch_size}, {counted(result.optimizer_steps, 'step')}"),
         ("optimizer", f"{recipe.optimizer}, lr {recipe.lr:g} {recipe.schedule}, weight decay {recipe.weight_decay:g}"),
         ("seed", str(result.seed)),
         ("precision", quoted(result.precision)),
@@ -118,7 +118,12 @@ def words(result: RunResult, recipe: Recipe) -> list[str]:
     """What was typed of the recipe; where data and runs lie on this machine is nobody's business."""
     typed = [word.partition("=")[0] for word in result.command]
     learned = [name for name in keys_of(Recipe) if name in typed]
-    return [f"recipe={recipe.name}", *(f"{name}={spell(getattr(recipe, name))}" for name in learned)]
+    on = ["dataset=synthetic"] * (result.dataset == "synthetic") + ["dry_run=true"] * result.dry_run
+    return [f"recipe={recipe.name}", *(f"{name}={spell(getattr(recipe, name))}" for name in learned), *on]
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s'[: number != 1]}"
 
 
 def limits(result: RunResult, meta: WeightsMeta) -> str:
