@@ -1,3 +1,19 @@
 """Distributed and accelerated MNIST training: five published systems as recipes, one training loop."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # importing the package must not wait for torch
+    import os
+
+    from mnist_accel.inference.weights import ReadyNetwork
+
 __version__ = "0.1.0"
+
+
+def load(run: str | os.PathLike[str]) -> ReadyNetwork:
+    """A run's network, ready to use: raw ``uint8`` images ``[n, 28, 28]`` in, logits out. ``run`` is its folder."""
+    from mnist_accel.inference import weights
+
+    return weights.load(run)

@@ -4,6 +4,7 @@ Imports neither torch nor a data set: the answer to a typing mistake comes at on
 """
 
 import difflib
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
@@ -203,6 +204,18 @@ def read_options(argv: Sequence[str], owner: type) -> Any:
     options = owner(**values)
     refuse_ignored(words, keys, vars(options))
     return options
+
+
+def split_paths(argv: Sequence[str], owner: type) -> tuple[list[str], list[str]]:
+    """For a verb that takes paths beside its keys: the bare words, and the others. A path may hold an ``=`` if it is
+    there and its beginning is no key; ``-`` stands for what comes in."""
+    paths: list[str] = []
+    words: list[str] = []
+    for word in argv:
+        key, equals, _ = word.partition("=")
+        is_path = key not in keys_of(owner) and os.path.lexists(word) if equals else not word.startswith("-")
+        (paths if is_path or word == "-" else words).append(word)
+    return paths, words
 
 
 def split_options(argv: Sequence[str], owner: type, refused: Mapping[str, str]) -> tuple[Any, list[str]]:

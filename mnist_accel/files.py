@@ -1,12 +1,15 @@
-"""Writes a file whole or not at all, reads JSON, makes new folders."""
+"""Writes a file whole or not at all, reads plain files and JSON, makes new folders."""
 
 import errno
 import json
 import math
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+MOST_JSON = 1 << 28  # bytes
 
 
 def write_whole(target: Path, content: bytes) -> None:
@@ -34,6 +37,22 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def read_regular(path: Path, most: int) -> bytes:
+    """A plain file of at most so many bytes, else OSError. Anything else that a name may stand for could be waited for
+    without end: a pipe, a terminal."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "is no plain file")
+        with open(descriptor, "rb", closefd=False) as file:
+            content = file.read(most + 1)
+    finally:
+        os.close(descriptor)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"has more than {most:,} bytes")
+    return content
+
+
 def finite(value: Any) -> Any:
     """``value`` with None for the numbers that JSON does not know."""
     if isinstance(value, dict):
@@ -44,9 +63,10 @@ def finite(value: Any) -> Any:
 
 
 def read_json(path: Path) -> Any:
+    """None where there is none to be read."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        return json.loads(read_regular(path, MOST_JSON))
+    except (OSError, ValueError, RecursionError):
         return None
 
 

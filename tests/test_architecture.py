@@ -15,6 +15,7 @@ LAYERS = (
     ("__main__",),
     ("commands",),
     ("console", "pages"),
+    ("inference",),
     ("runs",),
     ("profiling",),
     ("training",),

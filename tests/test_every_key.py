@@ -256,4 +256,6 @@ def test_profile_tells_where_the_time_went(run_here: RunHere, tmp_path: Path, mo
     assert not summaries and not (tmp_path / "profiles").exists()
     profiled = run_here(*words, "profile=true", watcher=Watcher(on_profile=summaries.append))
     assert [(summary.recipe, summary.batch_size) for summary in summaries] == [("onepoch", 30)]
+    assert profiled.result.profile and Path(profiled.result.profile).parent == Path("profiles")
+    assert usual.result.profile is None and Path(profiled.result.profile, "summary.json").is_file()
     assert distance(usual.weights, profiled.weights) == 0

@@ -21,6 +21,7 @@ from mnist_accel.errors import UserError
 from mnist_accel.runs import run
 from mnist_accel.runs.checkpoint import CheckpointMeta, read_checkpoint
 from mnist_accel.runs.folder import LOCK, RunFolder
+from mnist_accel.runs.weights_file import WeightsMeta
 from mnist_accel.training.state import EpochStats, Position, Positive
 
 STATS = EpochStats(
@@ -37,6 +38,7 @@ STATS = EpochStats(
     train_seconds=1.5,
     eval_seconds=0.5,
 )
+META = WeightsMeta(network="onepoch", dropout=0.1, mean=0.1307, std=0.3081, recipe="onepoch")
 
 
 def names(folder: Path) -> list[str]:
@@ -70,7 +72,7 @@ def test_what_is_written_is_read_back_and_nothing_else_is_left(folder: RunFolder
     folder.write_json("result.json", {"accuracy": 98.13, "names": ["ä"]})
     folder.append_history(STATS)
     folder.append_history(STATS)
-    folder.write_weights(weights)
+    folder.write_weights(weights, META)
     assert names(folder.path) == ["history.jsonl", "model.safetensors", "result.json"]
     assert json.loads((folder.path / "result.json").read_text()) == {"accuracy": 98.13, "names": ["ä"]}
     lines = (folder.path / "history.jsonl").read_text().splitlines()
@@ -82,7 +84,7 @@ def test_what_is_written_is_read_back_and_nothing_else_is_left(folder: RunFolder
 
 def test_weights_in_channels_last_are_stored_with_their_values_in_place(folder: RunFolder) -> None:
     weight = torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last)
-    folder.write_weights({"weight": weight})
+    folder.write_weights({"weight": weight}, META)
     assert torch.equal(load_file(folder.path / "model.safetensors")["weight"], weight)
 
 
@@ -99,7 +101,7 @@ def test_a_file_is_whole_or_absent_when_writing_it_fails(folder: RunFolder) -> N
     told: list[str] = []
     folder.tell = told.append
     with disk_full_after(1_000):
-        folder.write_weights({"a": torch.zeros(10_000)})
+        folder.write_weights({"a": torch.zeros(10_000)}, META)
     assert names(folder.path) == []
     assert folder.problems == told == [f"{folder.path / 'model.safetensors'} could not be written: File too large"]
 
@@ -182,6 +184,11 @@ REPEATED: dict[str, dict[str, Any]] = {
     "a result that is no JSON": {"result.json": "half a fi"},
     "a result that is a list": {"result.json": "[]"},
     "weights of a result that says nothing": {"recipe.json": {}, "result.json": {}, "model.safetensors": "{}"},
+    "a dry run that was exported": {
+        "result.json": {"status": "finished", "dry_run": True},
+        "export/model.onnx": "",
+        ".export.12345/model.onnx": "",
+    },
     "a run killed between writing aside and renaming": {".model.safetensors.12345": "half", "recipe.json": {}},
 }
 

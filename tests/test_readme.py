@@ -17,6 +17,7 @@ from mnist_accel import cli, commands
 from mnist_accel.commands import verify
 from mnist_accel.data import dataset
 from mnist_accel.data.dataset import Dataset
+from mnist_accel.errors import UserError
 from mnist_accel.runs import run
 
 # What stands for something of the reader's own.
@@ -27,7 +28,7 @@ def written() -> list[str]:
     """Blocks line by line, and what stands between backticks; the prose leaves the program of a verb out."""
     found = []
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
-        text = page.read_text()
+        text = re.sub(r"^```\w+\n.*?^```\n", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)  # no shell's
         blocks = re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
         for block in blocks:
             found += block.replace("\\\n", " ").splitlines()
@@ -71,6 +72,9 @@ def planned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: Dataset) -> C
             assert re.fullmatch(r"profiles/\S+( against=profiles/\S+)?", " ".join(words[3:]))
         elif words[:2] == ["-m", "mnist_accel"] and words[2:3] == ["report"]:
             assert all(re.fullmatch(r"runs/\S+|out=\S+\.html", word) for word in words[3:])
+        elif words[:2] == ["-m", "mnist_accel"] and words[2:3] in (["eval"], ["predict"], ["export"]):
+            with pytest.raises(UserError, match=rf"^{words[3]}: No such file"):  # everything is understood but the run
+                commands.load(words[2])(words[3:])
         elif words[:2] == ["-m", "mnist_accel"] and words[2:]:
             with pytest.raises(Planned):
                 commands.load(words[2])(words[3:])

@@ -1,9 +1,12 @@
 """What a run's result says, and with what it may be compared."""
 
 import json
+import re
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,8 @@ from mnist_accel import cli
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.errors import CleanExit, Interrupted, OutOfMemory, PeerLost, TrainingFailed
 from mnist_accel.machine.runtime import Runtime
+from mnist_accel.runs.checkout import commit_of
+from mnist_accel.runs.record import read_recipe, read_result
 from mnist_accel.runs.result import Progress, RunResult, describe
 from mnist_accel.runs.watcher import Watcher
 from mnist_accel.training.state import EpochStats, Position
@@ -80,6 +85,49 @@ def test_what_would_fail_again_has_failed_and_everything_else_can_be_gone_on_wit
     assert (result.status, result.error) == (status, None if error is None else str(error))
 
 
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    def git(*words: str) -> None:
+        who = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+        subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True, capture_output=True)
+
+    (tmp_path / "launch.py").write_text("1")
+    (tmp_path / "inside").mkdir()
+    git("init")
+    git("add", "launch.py")
+    git("commit", "-m", "first")
+    git("tag", "-a", "v1", "-m", "a tag must not take the commit's place")
+    return tmp_path
+
+
+def test_a_commit_is_that_of_the_checkout_and_marks_what_was_changed(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_DIR", "/nowhere")  # as in a git hook
+    head = commit_of(checkout)
+    assert head and re.fullmatch(r"[0-9a-f]{40}", head)
+    (checkout / "runs").mkdir()
+    (checkout / "runs" / "untracked").touch()
+    assert commit_of(checkout) == head
+    (checkout / "launch.py").write_text("2")
+    assert commit_of(checkout) == head + "+"
+    assert commit_of(checkout / "inside") is None  # installed somewhere inside another project's checkout
+    monkeypatch.setenv("PATH", "")
+    assert commit_of(checkout) is None
+
+
+def test_results_of_earlier_versions_can_be_read(run_here: Callable[..., Ran]) -> None:
+    folder = run_here("recipe=onepoch", "dry_run=true").folder
+    stored = json.loads((folder / "result.json").read_text())
+    assert {"began", "commit", "profile"} <= stored.keys()
+    for later in ("began", "commit", "profile"):
+        del stored[later]
+    (folder / "result.json").write_text(json.dumps(stored | {"of a later version": 1}))
+    result = read_result(folder, "that run")
+    assert (result.began, result.accuracy) == (None, stored["accuracy"])
+    assert read_recipe(folder, "that run") == replace(recipes.load("onepoch"), claims=(), measured=None)
+
+
 # Of whole runs
 
 
@@ -134,6 +182,9 @@ def test_a_result_says_what_was_trained_on_what_and_where(run_here: Callable[...
     assert result.total_seconds > result.train_seconds + result.eval_seconds
     assert result.images_per_second == pytest.approx(1000 / result.train_seconds)
     assert result.command[: len(words)] == list(words)
+    assert result.began and 0 <= (datetime.now(timezone.utc) - datetime.fromisoformat(result.began)).seconds < 300
+    assert (result.commit, result.profile) == (commit_of(), None)
+    assert read_result(ran.folder, "it").history == result.history
     assert (result.status, result.error, result.resumed_from, result.dry_run) == ("finished", None, None, False)
     stored = json.loads((ran.folder / "recipe.json").read_text())
     assert stored["recipe"]["batch_size"] == 250 and stored["options"]["threads"] == 1

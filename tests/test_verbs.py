@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import test_eval
 import torch
 from conftest import LAUNCHER_VARIABLES
 from test_profiling import traced
@@ -14,7 +15,8 @@ from test_profiling import traced
 from benchmarks import compare, fresh, scaling
 from benchmarks.turns import Comparison, Ratio
 from mnist_accel import commands
-from mnist_accel.commands import bench, report, trace, verify
+from mnist_accel.commands import bench, predict, report, trace, verify
+from mnist_accel.commands import eval as eval_verb
 from mnist_accel.commands import scaling as scaling_verb
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.machine.runtime import Runtime
@@ -22,7 +24,17 @@ from mnist_accel.models import build_model
 from mnist_accel.recipe import Recipe, RunOptions, keys_of
 
 Seen = dict[str, Any]
-OWNERS = (Recipe, RunOptions, bench.BenchOptions, scaling_verb.ScalingOptions, trace.TraceOptions, verify.VerifyOptions)
+OWNERS = (
+    Recipe,
+    RunOptions,
+    bench.BenchOptions,
+    eval_verb.EvalOptions,
+    predict.PredictOptions,
+    report.ReportOptions,
+    scaling_verb.ScalingOptions,
+    trace.TraceOptions,
+    verify.VerifyOptions,
+)
 
 # verb: key: another value, what is typed beside it, what is looked at in what was seen, what that is with and without
 ROWS: dict[str, dict[str, tuple[str, str, str, Any, Any]]] = {
@@ -54,11 +66,13 @@ USUAL = {"bench": {"subject": "loader", "threads": "1"}, "scaling": {"mode": "st
 
 
 def test_every_key_of_every_verb_has_a_row() -> None:
-    assert commands.names() == ["bench", "report", "scaling", "trace", "verify"]
+    assert commands.names() == ["bench", "eval", "export", "predict", "report", "scaling", "trace", "verify"]
     assert ROWS["bench"].keys() == keys_of(bench.BenchOptions).keys()
     assert ROWS["scaling"].keys() == keys_of(scaling_verb.ScalingOptions).keys()
     assert keys_of(trace.TraceOptions).keys() == {"path", "against"}  # below
     assert keys_of(report.ReportOptions).keys() == {"out"}  # tests/test_report_page.py
+    assert keys_of(eval_verb.EvalOptions).keys() == test_eval.ROWS.keys()
+    assert keys_of(predict.PredictOptions).keys() == {"json"}  # tests/test_predict.py; export has none
     assert keys_of(verify.VerifyOptions).keys() == {"seeds", "json"}  # tests/test_verify.py
 
 
@@ -76,9 +90,9 @@ def test_what_a_key_is_reads_as_a_sentence(owner: type) -> None:
 def test_a_verb_alone_explains_its_keys(verb: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert commands.load(verb)(words) == 0
     shown = capsys.readouterr().out
-    (owner,) = (owner for owner in OWNERS if owner.__module__ == commands.load(verb).__module__)
+    keys = {key for owner in OWNERS if owner.__module__ == commands.load(verb).__module__ for key in keys_of(owner)}
     first = {line.split()[0] for line in shown.splitlines() if line.strip()}
-    assert shown.startswith(f"python -m mnist_accel {verb} ") and keys_of(owner).keys() <= first
+    assert shown.startswith(f"python -m mnist_accel {verb} ") and keys <= first
 
 
 @pytest.fixture

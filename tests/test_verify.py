@@ -100,7 +100,7 @@ def test_changed_settings_are_handed_on_and_judge_no_claim(
 def test_a_run_that_could_not_be_written_down_ends_with_4(
     in_an_empty_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(RunFolder, "write_weights", lambda folder, weights: folder.note("the disk is full"))
+    monkeypatch.setattr(RunFolder, "write_weights", lambda folder, *weights: folder.note("the disk is full"))
     assert verify.main([*SHORT, "seeds=2"]) == 4
 
 

@@ -11,7 +11,7 @@ from mnist_accel.console import report
 from mnist_accel.errors import UserError
 from mnist_accel.files import write_whole
 from mnist_accel.pages.page import is_ours
-from mnist_accel.recipe import CONFIG, keys_of, option
+from mnist_accel.recipe import CONFIG, option
 
 USAGE = "python -m mnist_accel report RUN… out=FILE"
 COMPARISON = "comparison.html"
@@ -30,8 +30,8 @@ def main(argv: list[str]) -> int:
     if cli.asks_for_help(argv):
         usage = f"{USAGE}   needs neither training nor MNIST; several runs are laid side by side"
         return report.show_usage(console, usage, ReportOptions)
-    typed, words = runs_and_keys(argv)
-    typed = [word for word in typed if not is_ours(Path(word))]  # runs/onepoch/* may hold an earlier page
+    paths, words = cli.split_paths(argv, ReportOptions)
+    typed = [path for path in paths if not is_ours(Path(path))]  # runs/onepoch/* may hold an earlier page
     options: ReportOptions = cli.read_options(words, ReportOptions)
     if not typed:
         raise UserError(f"report: no run given. Type {USAGE}")
@@ -50,17 +50,6 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{shown}: cannot be written ({error.strerror}). Name another with out=FILE") from None
     report.facts(console, [("report", min(str(target), os.path.relpath(target), key=len))])
     return 0
-
-
-def runs_and_keys(argv: list[str]) -> tuple[list[str], list[str]]:
-    """Bare words are folders, also those with an equals sign in their name."""
-    runs = [
-        word
-        for word in argv
-        if not word.startswith("-") and word.partition("=")[0] not in keys_of(ReportOptions)
-        if "=" not in word or os.path.exists(word)
-    ]
-    return runs, [word for word in argv if word not in runs]
 
 
 def choose_target(out: str | None, folders: list[Path]) -> Path:

@@ -9,13 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from safetensors.torch import save
 from torch import Tensor
 
 from mnist_accel.errors import UserError
 from mnist_accel.files import finite, new_folder, read_json, refuse_unwritable, write_whole
 from mnist_accel.runs import evaluation
 from mnist_accel.runs.checkpoint import CheckpointMeta, newest_first, write_checkpoint
+from mnist_accel.runs.weights_file import WeightsMeta, pack
 from mnist_accel.training.state import EpochStats
 
 
@@ -79,7 +79,7 @@ class RunFolder:
             else:
                 for stale in listing(self.path):
                     if left_aside(stale.name):
-                        stale.unlink()
+                        remove(stale)
                 self.write("history.jsonl", "".join(history_line(stats) for stats in history).encode())
         except Timeout:
             raise UserError(f"{self.asked}: another run is writing there. Name another folder, or wait") from None
@@ -94,10 +94,8 @@ class RunFolder:
 
     def clear(self) -> None:
         for stale in listing(self.path):
-            if stale.name == CHECKPOINTS:
-                shutil.rmtree(stale)
-            elif stale.name != LOCK:
-                stale.unlink()
+            if stale.name != LOCK:
+                remove(stale)
 
     def write_json(self, name: str, value: object) -> bool:
         return self.write(name, (json.dumps(finite(value), indent=2, allow_nan=False) + "\n").encode())
@@ -119,8 +117,8 @@ class RunFolder:
             return False
         return True
 
-    def write_weights(self, state: Mapping[str, Tensor]) -> None:
-        self.write("model.safetensors", save({name: tensor.cpu().contiguous() for name, tensor in state.items()}))
+    def write_weights(self, state: Mapping[str, Tensor], meta: WeightsMeta) -> None:
+        self.write("model.safetensors", pack(state, meta))
 
     def write(self, name: str, content: bytes) -> bool:
         """Whether it is on the disk now."""
@@ -145,10 +143,11 @@ def history_line(stats: EpochStats) -> str:
 
 
 CHECKPOINTS = "checkpoints"
+EXPORT = "export"
 LOCK = ".lock"
 REPORT = "report.html"
 OUR_FILES = {"recipe.json", "history.jsonl", "result.json", "model.safetensors"}
-OUR_FILES |= {evaluation.NAME, REPORT, CHECKPOINTS, LOCK}
+OUR_FILES |= {evaluation.NAME, REPORT, CHECKPOINTS, EXPORT, LOCK}
 
 
 def is_ours(name: str) -> bool:
@@ -159,6 +158,14 @@ def left_aside(name: str) -> bool:
     """Whether it is what a killed run left of writing one of its files."""
     aside = re.fullmatch(r"\.(.+)\.\d+", name)
     return aside is not None and aside[1] in OUR_FILES
+
+
+def remove(path: Path) -> None:
+    """A file, a link or a folder of ours; what a link points to stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def listing(folder: Path) -> list[Path]:

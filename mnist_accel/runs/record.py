@@ -1,6 +1,8 @@
 """Reads a run's folder back. Anybody may have written what lies there: nothing is believed unseen."""
 
 import json
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from mnist_accel.cli import explain
 from mnist_accel.errors import UserError, printable
+from mnist_accel.files import read_regular
 from mnist_accel.recipe import Recipe, RunOptions, keys_of
 from mnist_accel.runs import evaluation
 from mnist_accel.runs.evaluation import BadEvaluation, Evaluation
@@ -42,18 +45,7 @@ class RunRecord:
 
 def read_record(folder: Path, asked: str) -> RunRecord:
     """UserError, in one line, where ``folder`` holds no run that can be believed."""
-    if not (folder / "result.json").is_file():
-        raise UserError(f"{asked}: no result.json there. Name the folder of a run that has ended, as runs/RECIPE/TIME")
-    try:
-        raw = read_checked_json(folder / "result.json")
-        result: RunResult = TypeAdapter(RunResult).validate_python(raw)
-    except ValidationError as error:
-        place = ".".join(map(str, error.errors()[0]["loc"]))
-        raise UserError(f"{asked}: result.json is not a run's: {printable(place)}: {explain(error)}") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{asked}: result.json cannot be read: {printable(str(error))}") from None
-    if result.schema != SCHEMA:
-        raise UserError(f"{asked}: result.json has schema {result.schema}, which this version does not know")
+    result = read_result(folder, asked)
     recipe, options = settings_of(folder)
     is_binary = recipe.get("loss") == "binary" or (not recipe and result.positive is not None)
     digit = recipe.get("positive_class", 3)
@@ -64,12 +56,43 @@ def read_record(folder: Path, asked: str) -> RunRecord:
     return RunRecord(folder, result, shown, positive, kept, without)
 
 
+def read_result(folder: Path, asked: str) -> RunResult:
+    """A run's ``result.json``, of this version or an earlier one."""
+    if not os.path.lexists(folder / "result.json"):
+        raise UserError(f"{asked}: no result.json there. Name the folder of a run that has ended, as runs/RECIPE/TIME")
+    result: RunResult = read_as(RunResult, folder / "result.json", asked)
+    if result.schema != SCHEMA:
+        raise UserError(f"{asked}: result.json has schema {result.schema}, which this version does not know")
+    return result
+
+
+def read_recipe(folder: Path, asked: str) -> Recipe:
+    """What a run's ``recipe.json`` says was learned: settings alone, nothing published or measured."""
+    known = {*keys_of(Recipe), "name", "model", "loss"}
+
+    def settings(raw: Any) -> Any:
+        recipe = raw.get("recipe") if isinstance(raw, dict) else None
+        return {key: value for key, value in recipe.items() if key in known} if isinstance(recipe, dict) else recipe
+
+    recipe: Recipe = read_as(Recipe, folder / "recipe.json", asked, settings)
+    return recipe
+
+
+def read_as(owner: type, path: Path, asked: str, part: Callable[[Any], Any] = lambda raw: raw) -> Any:
+    try:
+        return TypeAdapter(owner).validate_python(part(read_checked_json(path)))
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"]))
+        raise UserError(f"{asked}: {path.name} is not a run's: {printable(place)}: {explain(error)}") from None
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{asked}: {path.name} cannot be read: {printable(why)}") from None
+
+
 def read_checked_json(path: Path) -> Any:
     """Of sane size and depth, with numbers that can be computed with and printed."""
-    if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_regular(path, MAX_BYTES))
         refuse_absurd(value)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None

@@ -4,6 +4,7 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta, timezone
 from statistics import mean
 
 import accelerate
@@ -81,6 +82,9 @@ class RunResult:
     history: list[EpochStats]
     versions: dict[str, str]
     error: str | None = None
+    began: str | None = None  # this process's first line, UTC
+    commit: str | None = None  # of the checkout, with + behind it where tracked files were changed
+    profile: str | None = None  # its folder
 
     @property
     def why_not_compared(self) -> str:
@@ -106,6 +110,8 @@ class Progress:
     warmup_seconds: float = 0.0  # of this process, before the first clock
     error: TrainingFailed | Interrupted | None = None
     again: str = ""  # what to type to go on
+    commit: str | None = None
+    profile: str | None = None
 
     def note_warm_up(self, seconds: float) -> None:
         self.warmup_seconds = seconds
@@ -134,6 +140,7 @@ def describe(
     train_seconds = sum(stats.train_seconds for stats in history) + unfinished.seconds
     images = sum(stats.images for stats in history) + unfinished.images
     can_go_on = isinstance(progress.error, (Interrupted, PeerLost, OutOfMemory))
+    total_seconds = time.perf_counter() - started
     status = "interrupted" if can_go_on else "failed" if progress.error else "finished"
     result = RunResult(
         status=status,
@@ -163,7 +170,7 @@ def describe(
         warmup_seconds=progress.warmup_seconds,
         train_seconds=train_seconds,
         eval_seconds=sum(stats.eval_seconds for stats in history),
-        total_seconds=time.perf_counter() - started,
+        total_seconds=total_seconds,
         images_per_second=images / train_seconds if train_seconds else 0.0,
         claims=[],
         dry_run=options.dry_run,
@@ -175,6 +182,9 @@ def describe(
             "torch": torch.__version__,
             "accelerate": accelerate.__version__,
         },
+        began=(datetime.now(timezone.utc) - timedelta(seconds=total_seconds)).isoformat(timespec="seconds"),
+        commit=progress.commit,
+        profile=progress.profile,
     )
     comparable = (
         data.name == "mnist" and set(request.changed) <= {"seed"} and not options.dry_run and progress.error is None

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -31,6 +32,7 @@ from mnist_accel.machine.runtime import (
 from mnist_accel.models import parameters_of
 from mnist_accel.recipe import RunOptions
 from mnist_accel.runs import evaluation
+from mnist_accel.runs.checkout import commit_of
 from mnist_accel.runs.evaluation import gather_logits
 from mnist_accel.runs.folder import REPORT, RunFolder, default_folder
 from mnist_accel.runs.interrupt import naming_lost_peers, watch_for_signals
@@ -38,8 +40,12 @@ from mnist_accel.runs.result import Progress, RunResult, describe
 from mnist_accel.runs.resume import Resumption, find_resumption
 from mnist_accel.runs.trainer import Trainer, TrainerCallbacks
 from mnist_accel.runs.watcher import Start, Watcher
+from mnist_accel.runs.weights_file import WeightsMeta
 from mnist_accel.training.exchange import Patience
 from mnist_accel.training.state import EpochStats, Position, copy_of
+
+if TYPE_CHECKING:
+    from mnist_accel.profiling.summary import ProfileSummary
 
 
 @naming_lost_peers()
@@ -64,7 +70,7 @@ def run(
     folder.tell = watcher.on_problem
     open_folder(folder, request, runtime, resumed)
     named = resumed.folder if resumed and request.options.resume != "auto" else None
-    progress = Progress(again=line_to_go_on(request.command, named))
+    progress = Progress(again=line_to_go_on(request.command, named), commit=commit_of() if main else None)
     if resumed:  # so that it is known also where the trainer cannot be built
         progress.position = copy_of(resumed.checkpoint.meta.position)
         progress.saved = (progress.position.epoch, progress.position.step)
@@ -195,6 +201,10 @@ def train(
         if written:
             progress.saved = (position.epoch, position.step)
 
+    def on_profile(summary: "ProfileSummary") -> None:
+        progress.profile = summary.folder or None
+        watcher.on_profile(summary)
+
     with watch_for_signals() as stop, naming_lost_peers(lambda: stop.signal_number):
         # Whoever reads the banner may press Ctrl-C at once.
         watcher.on_start(Start.of(request, trainer, folder.path, resumed))
@@ -206,7 +216,7 @@ def train(
                 on_epoch=on_epoch,
                 on_notice=watcher.on_problem,
                 on_problem=folder.note,
-                on_profile=watcher.on_profile,
+                on_profile=on_profile,
                 stop_signal=lambda: stop.signal_number,
             )
         )
@@ -216,7 +226,7 @@ def train(
             trainer.logits, trainer.test_batches, 10 if positive is None else 1, runtime.world_size, patience
         )
     if main:
-        folder.write_weights(trainer.model.state_dict())
+        folder.write_weights(trainer.model.state_dict(), WeightsMeta.of(request.recipe))
         folder.write(evaluation.NAME, evaluation.packed(logits, data, positive))
 
 
