@@ -216,13 +216,18 @@ def pytest(where: Path, *words: str) -> tuple[int | None, str]:
         return code, out.read()
 
 
+def left_behind(folder: str, names: list[str]) -> list[str]:
+    results = ("runs",) if Path(folder) == ROOT else ()  # not the package of this name
+    return [name for name in names if name.startswith(".") or name in ("__pycache__", *results)]
+
+
 class Tests:
     """Run in a copy of the project, with a fault and without."""
 
     def __init__(self, folder: Path):
         self.with_fault, self.without = folder / "with", folder / "without"
         for copied in (self.with_fault, self.without):
-            shutil.copytree(ROOT, copied, ignore=shutil.ignore_patterns(".*", "runs", "__pycache__"))
+            shutil.copytree(ROOT, copied, ignore=left_behind)
         self.fails_anyway: dict[str, bool] = {}
 
     def notice(self, fault: Fault, files: list[str]) -> tuple[str, str]:
