@@ -6,7 +6,7 @@ import pytest
 from jobs import result_of
 
 import recipes
-from mnist_accel import cli
+from mnist_accel import cli, commands
 from mnist_accel.commands import bench, scaling, trace, verify
 from mnist_accel.recipe import Recipe, RunOptions, keys_of
 
@@ -20,6 +20,16 @@ def test_what_a_key_is_reads_as_a_sentence(owner: type) -> None:
         if key.default is None and owner is not Recipe:  # a recipe gives all of its own
             begins = ("the ", "a ", "another ", "how many ", "what ", "auto (")
             assert key.description.startswith(begins), f"{name} is {key.description}"
+
+
+@pytest.mark.parametrize("verb", commands.names())
+@pytest.mark.parametrize("words", [[], ["--help"]], ids=["alone", "help"])
+def test_a_verb_alone_explains_its_keys(verb: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert commands.load(verb)(words) == 0
+    shown = capsys.readouterr().out
+    (owner,) = (owner for owner in OWNERS if owner.__module__ == commands.load(verb).__module__)
+    first = {line.split()[0] for line in shown.splitlines() if line.strip()}
+    assert shown.startswith(f"python -m mnist_accel {verb} ") and keys_of(owner).keys() <= first
 
 
 def test_a_command_that_verify_writes_down_trains_the_same_seed_again(

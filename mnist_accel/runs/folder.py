@@ -99,7 +99,7 @@ class RunFolder:
                 stale.unlink()
 
     def write_json(self, name: str, value: object) -> None:
-        self.write(name, (json.dumps(finite(value), indent=2, allow_nan=False) + "\n").encode())
+        self.write(name, (json.dumps(finite(value), indent=2) + "\n").encode())
 
     def append_history(self, stats: EpochStats) -> None:
         try:
@@ -137,7 +137,7 @@ class RunFolder:
 
 
 def history_line(stats: EpochStats) -> str:
-    return json.dumps(finite(asdict(stats)), allow_nan=False) + "\n"
+    return json.dumps(finite(asdict(stats))) + "\n"
 
 
 CHECKPOINTS = "checkpoints"
