@@ -4,7 +4,8 @@ A fault is a changed operator, constant, argument or condition, or a call left o
 is planted alone in a copy of the project, and the test files that know its module run there, the nearest first, slow
 tests aside, until one fails that does not fail without the fault; one that hangs has failed. What survives is no fault
 after all (the program does the same with it), or a test is missing. ``only=PART`` takes modules whose path contains
-PART, ``which=1,5`` some of the faults by their numbers, ``list=true`` shows them without planting them.
+PART, ``which=1,5`` some of the faults by their numbers, ``seconds=600`` lets the tests of each run for longer, which a
+busy machine needs, and ``list=true`` shows the faults without planting them.
 """
 
 import ast
@@ -184,7 +185,7 @@ def tests_of(module: str) -> list[str]:
         mine = imported(test, known)
         own = test.stem == f"test_{module.rpartition('.')[2]}"
         slow = test.stem in STARTS_PROCESSES
-        whole = test.stem in WHOLE_RUNS
+        whole = test.stem in WHOLE_RUNS and not module.startswith("commands.")
         distance = 0 if own else 1 if module in mine else 2 if mine & importers else 3 if whole else 9
         if (own or known_by(test.stem, module)) if slow else distance < 9:
             ranked.append((slow, whole, distance, str(test.relative_to(ROOT))))
@@ -192,7 +193,7 @@ def tests_of(module: str) -> list[str]:
     return [name for slow, whole, distance, name in sorted(ranked) if slow or whole or distance < 2 or not direct]
 
 
-def pytest(where: Path, *words: str) -> tuple[int | None, str]:
+def pytest(where: Path, seconds: float, *words: str) -> tuple[int | None, str]:
     """Its exit code, None where it took too long, and what it printed."""
     command = (sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "no:cacheprovider", f"--timeout={TEST_SECONDS}")
     with tempfile.TemporaryFile("w+") as out:
@@ -205,7 +206,7 @@ def pytest(where: Path, *words: str) -> tuple[int | None, str]:
             start_new_session=True,
         )
         try:
-            code = process.wait(SECONDS)
+            code = process.wait(seconds)
         except subprocess.TimeoutExpired:
             code = None
         finally:
@@ -224,7 +225,8 @@ def left_behind(folder: str, names: list[str]) -> list[str]:
 class Tests:
     """Run in a copy of the project, with a fault and without."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, seconds: float):
+        self.seconds = seconds
         self.with_fault, self.without = folder / "with", folder / "without"
         for copied in (self.with_fault, self.without):
             shutil.copytree(ROOT, copied, ignore=left_behind)
@@ -237,7 +239,7 @@ class Tests:
         try:
             while True:
                 left_out = [f"--deselect={name}" for name, fails in self.fails_anyway.items() if fails]
-                code, out = pytest(self.with_fault, "-x", *files, *left_out)
+                code, out = pytest(self.with_fault, self.seconds, "-x", *files, *left_out)
                 if code is None or code == 0:
                     return "survived" if code == 0 else "undecided", ""
                 failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", out, re.MULTILINE)
@@ -251,7 +253,7 @@ class Tests:
     def asked_without(self, test: str) -> bool:
         """Whether it fails without a fault too."""
         if test not in self.fails_anyway:
-            self.fails_anyway[test] = pytest(self.without, test)[0] != 0
+            self.fails_anyway[test] = pytest(self.without, self.seconds, test)[0] != 0
         return self.fails_anyway[test]
 
 
@@ -261,7 +263,7 @@ def main(argv: list[str]) -> int:
     which = [int(number) for number in typed["which"].split(",")] if "which" in typed else range(1, len(drawn) + 1)
     outcomes: dict[str, list[str]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as temporary:
-        tests = Tests(Path(temporary))
+        tests = Tests(Path(temporary), float(typed.get("seconds", SECONDS)))
         for number in which:
             fault = drawn[number - 1]
             name = f"{number}/{len(drawn)} {fault.path}:{fault.line} {fault.kind}"
