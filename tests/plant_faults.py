@@ -188,7 +188,7 @@ def tests_of(module: str) -> list[str]:
         whole = test.stem in WHOLE_RUNS and not module.startswith("commands.")
         distance = 0 if own else 1 if module in mine else 2 if mine & importers else 3 if whole else 9
         if (own or known_by(test.stem, module)) if slow else distance < 9:
-            ranked.append((slow, whole, distance, str(test.relative_to(ROOT))))
+            ranked.append((slow and not own, whole, distance, str(test.relative_to(ROOT))))
     direct = any(distance < 2 for _, whole, distance, _ in ranked if not whole)
     return [name for slow, whole, distance, name in sorted(ranked) if slow or whole or distance < 2 or not direct]
 
@@ -234,12 +234,12 @@ class Tests:
 
     def notice(self, fault: Fault, files: list[str]) -> tuple[str, str]:
         """``caught`` and by what, ``survived``, or ``undecided``."""
-        planted = self.with_fault / fault.path
+        planted, until = self.with_fault / fault.path, time.monotonic() + self.seconds
         planted.write_text(fault.content, encoding="utf-8")
         try:
             while True:
                 left_out = [f"--deselect={name}" for name, fails in self.fails_anyway.items() if fails]
-                code, out = pytest(self.with_fault, self.seconds, "-x", *files, *left_out)
+                code, out = pytest(self.with_fault, until - time.monotonic(), "-x", *files, *left_out)
                 if code is None or code == 0:
                     return "survived" if code == 0 else "undecided", ""
                 failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", out, re.MULTILINE)
