@@ -24,7 +24,7 @@ def write_whole(target: Path, content: bytes) -> None:
         sync_folder(target.parent)
     except OSError:
         with suppress(OSError):
-            aside.unlink(missing_ok=True)
+            aside.unlink()
         raise
 
 

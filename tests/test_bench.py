@@ -297,6 +297,7 @@ def test_all_recipes_are_measured_one_after_the_other(
     assert found == [(name, recipes.load(name).batch_size) for name in recipes.names()]
     shown = capsys.readouterr().out
     assert all(f"{name}, a part" in shown for name in recipes.names())
+    assert shown.count("\n\n") == 1  # before the table
 
 
 def test_bench_prints_and_writes_its_figures(tmp_path: Path, clean_environment: dict[str, str]) -> None:

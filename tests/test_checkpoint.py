@@ -202,8 +202,8 @@ def signed(tensors: dict[str, Tensor], text: str) -> bytes:
     return save(tensors, metadata={"meta": text, "sha256": digest(text, tensors)})
 
 
-def with_meta(**changed: Any) -> bytes:
-    tensors = {"model.a": torch.arange(6.0).reshape(2, 3)}
+def with_meta(rows: int = 2, **changed: Any) -> bytes:
+    tensors = {"model.a": torch.arange(3.0 * rows).reshape(rows, 3)}
     return signed(tensors, json.dumps(asdict(META) | {"strides": {"model.a": [3, 1]}} | changed))
 
 
@@ -243,6 +243,7 @@ HOSTILE: dict[str, Callable[[Path], bytes]] = {
     "strides that overlap": lambda marker: with_meta(strides={"model.a": [1, 1]}),
     "strides of zero": lambda marker: with_meta(strides={"model.a": [0, 0]}),
     "negative strides": lambda marker: with_meta(strides={"model.a": [-3, 1]}),
+    "a negative stride of one row": lambda marker: with_meta(rows=1, strides={"model.a": [-3, 1]}),
     "strides beyond 64 bits": lambda marker: with_meta(strides={"model.a": [2**70, 1]}),
     "too few strides": lambda marker: with_meta(strides={"model.a": [1]}),
     "no strides": lambda marker: with_meta(strides={}),

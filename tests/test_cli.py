@@ -298,6 +298,12 @@ def test_exit_codes_tell_the_kind_of_end(capsys: pytest.CaptureFixture[str]) -> 
         end_with(ZeroDivisionError())
 
 
+def test_a_line_of_up_to_a_thousand_characters_is_shown_whole_a_longer_one_by_head_and_tail() -> None:
+    line = "".join(map(str, range(1000)))[:1001]
+    assert errors.shortened(line[:1000]) == line[:1000]
+    assert errors.shortened(line) == f"{line[:300]} … {line[-300:]}"
+
+
 @pytest.mark.parametrize(("error", "code"), [(UserError("a"), 2), (TrainingFailed("a"), 3)])
 def test_only_rank_0_says_what_went_wrong_and_every_rank_ends_with_the_code(
     error: Exception, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

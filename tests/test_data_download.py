@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mirror import CONTENT, Server
@@ -37,6 +38,19 @@ def test_the_error_says_what_the_mirror_did(server: Server, behaviour: str, reas
     with pytest.raises(DownloadError) as caught:
         download([server.mirror(behaviour)], "file.gz", MD5, max_bytes=5_000)
     assert str(caught.value) == f"file.gz: 127.0.0.1:{server.server_port}: {reason}"
+
+
+def test_a_python_whose_md5_is_not_for_security_downloads_too(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine in FIPS mode."""
+    md5 = hashlib.md5
+
+    def restricted(content: bytes, *, usedforsecurity: bool = True) -> Any:
+        if usedforsecurity:
+            raise ValueError("disabled for FIPS")
+        return md5(content)
+
+    monkeypatch.setattr(hashlib, "md5", restricted)
+    assert download([server.mirror("good")], "file.gz", MD5)[0] == CONTENT
 
 
 @pytest.mark.parametrize(

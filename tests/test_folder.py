@@ -234,8 +234,9 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
         RunFolder(tmp_path / "file", "file").check()
 
 
-def test_a_folder_is_made_with_its_parents_and_checking_makes_nothing(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "a" / "b")
+@pytest.mark.parametrize("typed", [None, "a/b"])
+def test_a_folder_is_made_with_its_parents_and_checking_makes_nothing(tmp_path: Path, typed: str | None) -> None:
+    folder = RunFolder(tmp_path / "a" / "b", typed)
     folder.check()
     assert names(tmp_path) == []
     folder.open()

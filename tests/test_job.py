@@ -1,6 +1,7 @@
 """The ranks of a job, each with its own part of it, and what they make sure of before they train: real launchers."""
 
 import shutil
+import socket
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -12,7 +13,14 @@ from test_resume import checked
 from torch.distributed import HashStore
 
 from mnist_accel.errors import PeerLost
-from mnist_accel.machine.job import code_of, meet, was_lost
+from mnist_accel.machine.job import (
+    code_of,
+    earlier_folder,
+    meet,
+    refuse_dead_launcher,
+    tell_later_attempts_folder,
+    was_lost,
+)
 from mnist_accel.runs.checkpoint import newest_first, read_checkpoint, write_checkpoint
 
 SOON = timedelta(seconds=60)
@@ -91,6 +99,15 @@ def test_a_rank_whose_others_never_come_says_so(rank: int) -> None:
         meet(HashStore(), rank, 2, timedelta(seconds=0.1))
 
 
+def test_a_dead_launcher_is_told_of_by_every_rank_that_finds_it_so() -> None:
+    """Rank 0 may have ended before: nobody else would say it."""
+    with socket.socket() as nobody_listens:
+        nobody_listens.bind(("127.0.0.1", 0))
+        with pytest.raises(PeerLost, match=r"^the launcher of this job is gone$") as caught:
+            refuse_dead_launcher(*nobody_listens.getsockname())
+    assert caught.value.here_only
+
+
 # What is started anew
 
 
@@ -139,6 +156,17 @@ def test_an_attempt_of_restarts_goes_on_in_the_folder_of_the_one_before(
         for typed in ((), ("resume=auto",), (f"out={tmp_path / 'x'}",), (f"resume={newest}",)):
             run_folder, resumed = checked(*words, *typed)
             assert run_folder.path == folder and (resumed is not None) == goes_on
+
+
+def test_an_attempt_tells_the_next_one_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MNIST_ACCEL_FOLDER_FILE", raising=False)
+    tell_later_attempts_folder(Path("run"))  # no attempt of restarts=N: nobody would read it
+    assert earlier_folder() is None and list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("MNIST_ACCEL_FOLDER_FILE", str(tmp_path / "note"))
+    assert earlier_folder() is None
+    tell_later_attempts_folder(Path("run"))
+    assert earlier_folder() == str(tmp_path / "run")
 
 
 def test_restarts_need_processes(run_launch: Launch, tmp_path: Path) -> None:

@@ -146,6 +146,7 @@ def test_onecycle_rises_and_falls_along_cosines() -> None:
 def test_onecycle_without_warmup_starts_at_the_peak() -> None:
     factors = curve("onecycle", 11, warmup=0.0)
     assert factors[0] == 1.0 and factors[5] == pytest.approx(0.5, rel=1e-3) and factors[-1] == pytest.approx(1e-4)
+    assert curve("onecycle", 2, warmup=0.0) == pytest.approx([1.0, 1e-4])
 
 
 def test_step_drops_every_so_many_steps() -> None:

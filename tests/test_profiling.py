@@ -356,24 +356,45 @@ def test_on_a_gpu_kernels_keep_their_times_and_idleness_gives_way(
     assert summary.step_ms == pytest.approx(plain_ms or 0.1) and summary.scale == (factor if plain else None)
 
 
-def test_a_kernel_counts_for_the_step_that_launched_it(tmp_path: Path) -> None:
-    """The device is a step behind. The second of three steps is disturbed; its convolution runs in the third."""
-    path = gpu_trace(tmp_path)
-    (first,) = [json.loads(path.read_text())["traceEvents"]]
+def gpu_steps(folder: Path, starts: Sequence[float], change: Callable[[int, dict[str, Any]], None]) -> Analysis:
+    """Of several such steps, each ``change``d event by event."""
+    path = gpu_trace(folder)
+    first = json.loads(path.read_text())["traceEvents"]
     events = []
-    for number, start in enumerate((0, 100, 400)):
+    for number, start in enumerate(starts):
         for event in json.loads(json.dumps(first)):
             numbers = event["args"]
             numbers |= {key: numbers[key] + 1000 * number for key in numbers if key in ("correlation", "External id")}
             event["ts"] += start
-            if number == 1 and event["name"].startswith("ProfilerStep"):
-                event["dur"] = 300
-            if event["name"] == "a convolution":
-                event |= {"ts": (120, 420, 520)[number], "dur": (10, 90, 10)[number]}
+            change(number, event)
             events.append(event)
     path.write_text(json.dumps({"traceEvents": events}))
-    summary = summarise(analyse(read_trace(path)), None)
+    return analyse(read_trace(path))
+
+
+def test_a_kernel_counts_for_the_step_that_launched_it(tmp_path: Path) -> None:
+    """The device is a step behind. The second of three steps is disturbed; its convolution runs in the third."""
+
+    def change(number: int, event: dict[str, Any]) -> None:
+        if number == 1 and event["name"].startswith("ProfilerStep"):
+            event["dur"] = 300
+        if event["name"] == "a convolution":
+            event |= {"ts": (120, 420, 520)[number], "dur": (10, 90, 10)[number]}
+
+    summary = summarise(gpu_steps(tmp_path, (0, 100, 400), change), None)
     assert summary.set_aside == 1 and summary.convolutions[0].forward_ms == pytest.approx(0.010)
+
+
+def test_a_kernel_s_time_and_spread_are_its_own_where_another_hides_it(tmp_path: Path) -> None:
+    def change(number: int, event: dict[str, Any]) -> None:
+        if event["name"] == "convolution backward":
+            event["dur"] = 10 if number < 3 else 16
+        if event["name"] == "relu backward":
+            event["dur"] = 25  # until that is long over
+
+    (row,) = summarise(gpu_steps(tmp_path, range(0, 700, 100), change), None).convolutions
+    assert (row.forward_ms, row.forward_spread_ms) == pytest.approx((0.010, 0))
+    assert (row.backward_ms, row.backward_spread_ms) == pytest.approx((0.010, 0.006))
 
 
 def test_waiting_for_the_other_ranks_is_exposed_all_reduce(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What the user sees: plain lines in a pipe, nothing broken in a narrow terminal, honest verdicts beside the claims."""
 
+import io
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,12 +9,13 @@ from typing import Any
 
 import pytest
 from jobs import Launch, Run, a_run
+from rich.console import Console
 
 import recipes
 from mnist_accel.console import report
 from mnist_accel.recipe import Claim
 from mnist_accel.runs.result import ClaimResult, RunResult, compare, compared, holds
-from mnist_accel.training.state import EpochStats, Positive
+from mnist_accel.training.state import EpochStats, Positive, StepInfo
 
 ESCAPE = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|\][^\x07]*\x07|.)")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -272,6 +274,25 @@ def test_the_banner_tells_what_is_in_effect_and_why(capsys: pytest.CaptureFixtur
 def test_the_banner_tells_where_it_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
     report.RunReport(report.make_console()).on_start(a_start(resumed_from="runs/x/checkpoints/y.safetensors"))
     assert "resumed   runs/x/checkpoints/y.safetensors" in capsys.readouterr().out.splitlines()
+
+
+def test_the_bar_moves_five_times_a_second_and_tells_how_fast_images_went_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(report, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    shown = report.RunReport(Console(force_terminal=True, file=io.StringIO(), _environ={}))
+    shown.on_start(a_start(dry_run=False))
+    assert shown.progress is not None
+    told = []
+    for step, images in enumerate((100, 100, 300, 300, 100), start=1):
+        clock.now += 0.125
+        shown.on_step(StepInfo(epoch=2, step=step, steps_per_epoch=5, images=images, loss=0.5))
+        (task,) = shown.progress.tasks
+        told.append((task.description, task.completed, task.total, task.fields["figures"]))
+    shown.stop()
+    moved = [
+        ("epoch 2/20", 5 + step, 100, f"loss 0.5000 · {speed}/s") for step, speed in ((2, 800), (4, "2,400"), (5, 800))
+    ]
+    assert told == [("epoch 1", 0, None, ""), moved[0], moved[0], moved[1], moved[2]]
 
 
 def test_stopping_twice_or_before_the_start_is_harmless(capsys: pytest.CaptureFixture[str]) -> None:

@@ -168,6 +168,17 @@ def test_a_gpu_that_is_not_there_is_refused_and_auto_does_without() -> None:
     assert choose_device("auto") == choose_device("cpu") == "cpu"
 
 
+@pytest.mark.parametrize("said", ["true", "1", "YES"])
+def test_a_launcher_that_says_cpu_is_obeyed_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    assert [choose_device(asked) for asked in ("auto", "cuda", "cpu")] == ["cuda", "cuda", "cpu"]
+    monkeypatch.setenv("ACCELERATE_USE_CPU", said)
+    assert choose_device("auto") == choose_device("cpu") == "cpu"
+    with pytest.raises(UserError, match=r"^device=cuda: the launcher says CPU\. Leave --cpu \(use_cpu\) out of it"):
+        choose_device("cuda")
+
+
 def test_one_process_is_rank_0_of_1_on_the_cpu_it_was_asked_for(runtime: Runtime) -> None:
     assert (runtime.rank, runtime.world_size) == (0, 1)
     assert (runtime.device, runtime.device_name) == (torch.device("cpu"), "cpu")

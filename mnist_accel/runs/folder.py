@@ -98,7 +98,7 @@ class RunFolder:
                 remove(stale)
 
     def write_json(self, name: str, value: object) -> bool:
-        return self.write(name, (json.dumps(finite(value), indent=2, allow_nan=False) + "\n").encode())
+        return self.write(name, (json.dumps(finite(value), indent=2) + "\n").encode())
 
     def append_history(self, stats: EpochStats) -> None:
         try:
@@ -139,7 +139,7 @@ class RunFolder:
 
 
 def history_line(stats: EpochStats) -> str:
-    return json.dumps(finite(asdict(stats)), allow_nan=False) + "\n"
+    return json.dumps(finite(asdict(stats))) + "\n"
 
 
 CHECKPOINTS = "checkpoints"
