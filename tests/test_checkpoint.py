@@ -453,9 +453,9 @@ def test_a_signal_during_an_evaluation_stops_at_the_next_step(
 ) -> None:
     evaluate = loop.evaluate
 
-    def interrupted(*arguments: Any) -> loop.Score:
+    def interrupted(*arguments: Any, **more: Any) -> loop.Score:
         os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(*arguments)
+        return evaluate(*arguments, **more)
 
     monkeypatch.setattr(loop, "evaluate", interrupted)
     with watch_for_signals() as stop:

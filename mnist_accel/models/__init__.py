@@ -6,7 +6,6 @@ Each is imported when it is built, so that a file that fails takes no other netw
 from __future__ import annotations
 
 import importlib
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +33,6 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-@cache  # for the check before a run and for its result
 def parameters_of(name: str, dropout: float, recipe: str) -> int:
     """How many the network has. Built for a trial, on no device: UserError, with the file that fails, where it cannot
     be."""
