@@ -170,6 +170,10 @@ class RunOptions:
     profile: Annotated[
         bool, option("trace a few steps: verdict, phases, a table of the convolutions, a trace in profiles/")
     ] = False
+    tracker: Annotated[
+        Literal["off", "tensorboard", "wandb", "mlflow", "aim", "clearml", "comet_ml", "dvclive", "swanlab", "trackio"],
+        option("who is told losses and accuracies besides, into RUN/tracking where it keeps files"),
+    ] = "off"
     dry_run: Annotated[bool, option("one step, one evaluation batch, all files: does it work here?")] = False
 
 

@@ -85,6 +85,11 @@ class RunFolder:
         except OSError as error:
             raise self.unwritable(error) from None
 
+    def close(self) -> None:
+        """Another run may write there now."""
+        if self.lock is not None:
+            self.lock.release()
+
     def make(self, may_exist: bool) -> None:
         if may_exist:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -93,10 +98,8 @@ class RunFolder:
 
     def clear(self) -> None:
         for stale in listing(self.path):
-            if stale.name == CHECKPOINTS:
-                shutil.rmtree(stale)
-            elif stale.name != LOCK:
-                stale.unlink()
+            if stale.name != LOCK:
+                remove(stale)
 
     def write_json(self, name: str, value: object) -> None:
         self.write(name, (json.dumps(finite(value), indent=2, allow_nan=False) + "\n").encode())
@@ -142,7 +145,8 @@ def history_line(stats: EpochStats) -> str:
 
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
-OUR_FILES = {"recipe.json", "history.jsonl", "result.json", "model.safetensors", CHECKPOINTS, LOCK}
+TRACKING = "tracking"
+OUR_FILES = {"recipe.json", "history.jsonl", "result.json", "model.safetensors", CHECKPOINTS, LOCK, TRACKING}
 
 
 def is_ours(name: str) -> bool:
@@ -153,6 +157,14 @@ def left_aside(name: str) -> bool:
     """Whether it is what a killed run left of writing one of its files."""
     aside = re.fullmatch(r"\.(.+)\.\d+", name)
     return aside is not None and aside[1] in OUR_FILES
+
+
+def remove(path: Path) -> None:
+    """A file, a link or a folder of ours; what a link points to stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def listing(folder: Path) -> list[Path]:

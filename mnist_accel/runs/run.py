@@ -1,7 +1,7 @@
 """Trains a recipe here and writes down what came of it. Shared by ``launch.py`` and the commands."""
 
 import socket
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 
 from accelerate import Accelerator
@@ -32,6 +32,7 @@ from mnist_accel.runs.folder import RunFolder, default_folder
 from mnist_accel.runs.interrupt import naming_lost_peers, watch_for_signals
 from mnist_accel.runs.result import Progress, RunResult, describe
 from mnist_accel.runs.resume import Resumption, find_resumption, line_to_go_on
+from mnist_accel.runs.tracking import refuse_missing, tracked
 from mnist_accel.runs.trainer import Trainer, TrainerCallbacks
 from mnist_accel.runs.watcher import Start, Watcher
 from mnist_accel.training.state import EpochStats, Position, copy_of
@@ -43,8 +44,17 @@ def run(request: Request, watcher: Watcher, started: float) -> tuple[RunResult, 
 
     Raises UserError before anything is written, TrainingFailed after the failed run has been written down.
     """
-    recipe, options = request.recipe, request.options
     folder, resumed = check(request)
+    try:
+        return run_in(folder, resumed, request, watcher, started), folder
+    finally:
+        folder.close()  # a notebook, which lives on, may want to go on with it
+
+
+def run_in(
+    folder: RunFolder, resumed: Resumption | None, request: Request, watcher: Watcher, started: float
+) -> RunResult:
+    recipe, options = request.recipe, request.options
     runtime = start_runtime(options.precision, options.device, options.threads, options.timeout)
     if recipe.batch_size < runtime.world_size:
         raise UserError(too_small_batch(recipe.batch_size, runtime.world_size))
@@ -81,7 +91,7 @@ def run(request: Request, watcher: Watcher, started: float) -> tuple[RunResult, 
             # A launcher ends all ranks as soon as one has ended: not before rank 0 has written this down.
             runtime.accelerator.wait_for_everyone()
         raise progress.error
-    return result, folder
+    return result
 
 
 def check(request: Request) -> tuple[RunFolder, Resumption | None]:
@@ -92,6 +102,8 @@ def check(request: Request) -> tuple[RunFolder, Resumption | None]:
     choose_precision(options.precision, device)
     refuse_too_few_gpus(device, options.processes or 1)
     parameters_of(recipe.model, recipe.dropout, recipe.name)
+    if options.tracker != "off":
+        refuse_missing(options.tracker)
     out = expand_path(options.out, f"out={options.out}") if options.out else None
     resumed = find_resumption(options.resume, recipe, out) if options.resume else None
     folder = RunFolder(resumed.folder if resumed else out or default_folder(recipe.name), options.out)
@@ -187,7 +199,9 @@ def train(
         if written:
             progress.saved = (position.epoch, position.step)
 
-    with watch_for_signals() as stop, naming_lost_peers(lambda: stop.signal_number):
+    name = request.options.tracker if main else "off"
+    follow = nullcontext(watcher) if name == "off" else tracked(name, request.recipe, folder.path, watcher)
+    with watch_for_signals() as stop, follow as watcher, naming_lost_peers(lambda: stop.signal_number):
         # Whoever reads the banner may press Ctrl-C at once.
         watcher.on_start(Start.of(request, trainer, folder.path, resumed))
         trainer.run(
