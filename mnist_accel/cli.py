@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from mnist_accel import models
 from mnist_accel.errors import UserError
 from mnist_accel.recipe import Key, Recipe, RunOptions, keys_of
 
@@ -106,6 +107,14 @@ def choose_recipe(words: dict[str, str], recipe_names: Sequence[str]) -> str:
             + (f"Did you mean recipe={closest}?" if closest else f"Recipes are {known}")
         )
     return name
+
+
+def refuse_unknown_network(recipe: Recipe, shown: str) -> None:
+    """``shown`` is where the recipe stands."""
+    if recipe.model not in (known := models.names()):
+        closest = nearest(recipe.model, known)
+        hint = f'Did you mean model="{closest}"?' if closest else f"Networks are {', '.join(known)}"
+        raise UserError(f'{shown}: model="{recipe.model}": no such file in mnist_accel/models/. {hint}')
 
 
 def no_recipe(recipe_names: Sequence[str]) -> UserError:
@@ -224,10 +233,14 @@ def split_options(argv: Sequence[str], owner: type, refused: Mapping[str, str]) 
     words = split_words(argv)
     mine = [f"{key}={value}" for key, value in words.items() if key in keys_of(owner)]
     own = read_options(mine, owner)
+    refuse_keys(words, refused)
+    return own, [word for word in argv if word not in mine]
+
+
+def refuse_keys(words: Mapping[str, str], refused: Mapping[str, str]) -> None:
     for key, why in refused.items():
         if key in words:
             raise UserError(f"{key}={words[key]}: not here; {why}. Leave {key} out")
-    return own, [word for word in argv if word not in mine]
 
 
 def expand_path(typed: str, asked: str) -> Path:

@@ -64,9 +64,10 @@ class Output:
 def make_console() -> Console:
     if sys.stdout is None:  # closed by whoever started us
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    # A terminal that cannot show "≥" is no reason to stop training.
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-    console = Console(file=Output(sys.stdout), highlight=False)  # type: ignore[arg-type]
+    # A terminal that cannot show "≥" is no reason to stop training. A notebook's stream can do neither.
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
+    console = Console(file=Output(sys.stdout), highlight=False, force_jupyter=False)  # type: ignore[arg-type]
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     return console
