@@ -217,12 +217,14 @@ def test_another_thread_trains_and_only_one_at_a_time(settled: Callable[[], None
 # What it is shown in
 
 
-def test_a_stream_that_cannot_be_reconfigured_is_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a notebook's."""
+def test_in_a_notebook_plain_lines_are_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its stream cannot be reconfigured, and it wants colours; no bar that moves, no page for each line."""
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
     train("onepoch", dry_run=True, **TINY)
-    assert "recipe    onepoch" in stream.getvalue() and "<" not in stream.getvalue()
+    assert "recipe    onepoch" in stream.getvalue() and "\x1b" not in stream.getvalue()
 
 
 def test_a_result_shows_itself_escaped(runtime: Runtime, tiny: Dataset) -> None:

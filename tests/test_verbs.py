@@ -56,7 +56,7 @@ USUAL = {
 
 
 def test_every_key_of_every_verb_has_a_row() -> None:
-    assert commands.names() == ["bench", "scaling", "trace", "verify"]
+    assert commands.names() == ["bench", "doctor", "scaling", "trace", "verify"]  # doctor has no keys
     assert ROWS["bench"].keys() == keys_of(bench.BenchOptions).keys()
     assert ROWS["scaling"].keys() == keys_of(scaling_verb.ScalingOptions).keys()
     assert keys_of(trace.TraceOptions).keys() == {"path", "against"}  # below
