@@ -109,12 +109,12 @@ def choose_recipe(words: dict[str, str], recipe_names: Sequence[str]) -> str:
     return name
 
 
-def refuse_unknown_network(recipe: Recipe, shown: str) -> None:
-    """``shown`` is where the recipe stands."""
-    if recipe.model not in (known := models.names()):
-        closest = nearest(recipe.model, known)
+def refuse_unknown_network(model: str, shown: str) -> None:
+    """``shown`` is where the recipe that names it stands."""
+    if model not in (known := models.names()):
+        closest = nearest(model, known)
         hint = f'Did you mean model="{closest}"?' if closest else f"Networks are {', '.join(known)}"
-        raise UserError(f'{shown}: model="{recipe.model}": no such file in mnist_accel/models/. {hint}')
+        raise UserError(f'{shown}: model="{model}": no such file in mnist_accel/models/. {hint}')
 
 
 def no_recipe(recipe_names: Sequence[str]) -> UserError:

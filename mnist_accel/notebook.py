@@ -49,7 +49,7 @@ def read(recipe: str | Recipe, keys: dict[str, Any]) -> cli.Request:
     cli.refuse_keys(cli.split_words(words), REFUSED)
     shelf = recipes_of_checkout()
     if isinstance(recipe, Recipe):
-        cli.refuse_unknown_network(recipe, f"recipe={recipe.name}")
+        cli.refuse_unknown_network(recipe.model, f"recipe={recipe.name}")
         chosen = with_own_evidence(recipe, shelf)
         return cli.parse([f"recipe={recipe.name}", *words], [recipe.name], lambda name: chosen)
     if shelf is None:
@@ -61,10 +61,13 @@ def read(recipe: str | Recipe, keys: dict[str, Any]) -> cli.Request:
 
 def with_own_evidence(recipe: Recipe, shelf: ModuleType | None) -> Recipe:
     """What was published and measured belongs to the recipe as its file has it, not to one derived from it."""
-    same_name = shelf is not None and recipe.name in shelf.names()
-    if is_evidence_its_own(recipe) and not (same_name and shelf and recipe != shelf.load(recipe.name)):
+    if is_evidence_its_own(recipe) and file_of(recipe.name, shelf) in (None, recipe):
         return recipe
     return replace(recipe, claims=(), measured=None)
+
+
+def file_of(name: str, shelf: ModuleType | None) -> Recipe | None:
+    return shelf.load(name) if shelf and name in shelf.names() else None
 
 
 def recipes_of_checkout() -> ModuleType | None:

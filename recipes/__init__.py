@@ -33,7 +33,7 @@ def load(name: str) -> Recipe:
         raise UserError(f"{shown}: holds no RECIPE. Write RECIPE = Recipe(…), as in recipes/onepoch.py")
     if recipe.name != name:
         raise UserError(f'{shown}: name="{recipe.name}": a recipe is called like its file. Write name="{name}"')
-    refuse_unknown_network(recipe, shown)
+    refuse_unknown_network(recipe.model, shown)
     return recipe if is_evidence_its_own(recipe) else replace(recipe, claims=(), measured=None)
 
 

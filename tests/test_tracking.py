@@ -163,8 +163,11 @@ def test_a_tracker_that_fails_costs_one_line_and_no_run(
     assert told == ([line] if at else [])
 
 
-def test_ranks_other_than_0_tell_nobody(fake: list[str], run_here: RunHere, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_other_than_0_tell_nobody(
+    fake: list[str], run_here: RunHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(accelerate.Accelerator, "is_main_process", False)
+    (tmp_path / "run1").mkdir()  # by rank 0
     with pytest.raises(KeyError, match="start"):  # of run_here, whose watcher is told nothing either
         run_here(*WORDS[:-1], "tracker=comet_ml")
     assert fake == []
