@@ -220,7 +220,11 @@ def real(monkeypatch: Patch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def test_processes_that_take_too_long_are_ended(real: None) -> None:
+def test_processes_that_take_too_long_are_ended(real: None, tmp_path: Path, monkeypatch: Patch) -> None:
+    hangs = tmp_path / "python"
+    hangs.write_text("#!/bin/sh\nexec sleep 1000\n")
+    hangs.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(hangs))
     assert round_trip.round_trip(0.01) == "no answer within 0.01 s"
 
 
