@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from mnist_accel import models
 from mnist_accel.errors import UserError
 from mnist_accel.recipe import Key, Recipe, RunOptions, keys_of
 
@@ -107,6 +108,14 @@ def choose_recipe(words: dict[str, str], recipe_names: Sequence[str]) -> str:
         hint = f"Did you mean recipe={closest}?" if closest else f"Recipes are {known}"
         raise UserError(f"recipe={name}: no such recipe. {hint}")
     return name
+
+
+def refuse_unknown_network(model: str, shown: str) -> None:
+    """``shown`` is where the recipe that names it stands."""
+    if model not in (known := models.names()):
+        closest = nearest(model, known)
+        hint = f'Did you mean model="{closest}"?' if closest else f"Networks are {', '.join(known)}"
+        raise UserError(f'{shown}: model="{model}": no such file in mnist_accel/models/. {hint}')
 
 
 def read_value(name: str, text: str, keys: Mapping[str, Key], defaults: Mapping[str, Any]) -> Any:
@@ -226,10 +235,14 @@ def split_options(argv: Sequence[str], owner: type, refused: Mapping[str, str]) 
     words = split_words(argv)
     mine = [f"{key}={value}" for key, value in words.items() if key in keys_of(owner)]
     own = read_options(mine, owner)
+    refuse_keys(words, refused)
+    return own, [word for word in argv if word not in mine]
+
+
+def refuse_keys(words: Mapping[str, str], refused: Mapping[str, str]) -> None:
     for key, why in refused.items():
         if key in words:
             raise UserError(f"{key}={words[key]}: not here; {why}. Leave {key} out")
-    return own, [word for word in argv if word not in mine]
 
 
 def expand_path(typed: str, asked: str) -> Path:

@@ -41,6 +41,10 @@ class CleanExit(Exception):
         super().__init__(message)
         self.here_only = here_only
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows in place of a traceback."""
+        return [f"error: {self}"]
+
 
 class UserError(CleanExit):
     """A mistake of the user's: one line, exit 2."""

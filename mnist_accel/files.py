@@ -82,9 +82,14 @@ def new_folder(first: Path) -> Path:
             folder = first.with_name(f"{first.name}-{number}")
 
 
+def nearest_there(folder: Path) -> Path:
+    """``folder``, or the one above in which it would be made."""
+    return next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+
+
 def refuse_unwritable(folder: Path) -> None:
     """OSError where ``folder`` could not be made or written, without writing: this is asked before processes start."""
-    nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    nearest = nearest_there(folder)
     if not nearest.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     if not os.access(nearest, os.W_OK | os.X_OK):

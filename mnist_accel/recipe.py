@@ -166,7 +166,17 @@ class RunOptions:
     profile: Annotated[
         bool, option("trace a few steps: verdict, phases, a table of the convolutions, a trace in profiles/")
     ] = False
+    tracker: Annotated[
+        Literal["off", "tensorboard", "wandb", "mlflow", "aim", "clearml", "comet_ml", "dvclive", "swanlab", "trackio"],
+        option("who is told losses and accuracies besides, into RUN/tracking where it keeps files"),
+    ] = "off"
     dry_run: Annotated[bool, option("one step, one evaluation batch, all files: does it work here?")] = False
+
+
+def is_evidence_its_own(recipe: Recipe) -> bool:
+    """Figures were measured with the recipe that their command names. A copy of it, which may learn differently, has
+    shown nothing yet, nor does its document speak of the copy."""
+    return recipe.measured is None or f"recipe={recipe.name}" in recipe.measured.command.split()
 
 
 # The network and its loss belong together, and what was published or measured is no setting.

@@ -6,11 +6,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from mnist_accel import models
 from mnist_accel.blame import line_of, what_of
-from mnist_accel.cli import explain, nearest
+from mnist_accel.cli import explain, nearest, refuse_unknown_network
 from mnist_accel.errors import UserError
-from mnist_accel.recipe import Claim, Measured, Recipe, keys_of
+from mnist_accel.recipe import Claim, Measured, Recipe, is_evidence_its_own, keys_of
 
 FOLDER = Path(__file__).parent
 OWNERS = (Recipe, Claim, Measured)
@@ -34,17 +33,8 @@ def load(name: str) -> Recipe:
         raise UserError(f"{shown}: holds no RECIPE. Write RECIPE = Recipe(…), as in recipes/onepoch.py")
     if recipe.name != name:
         raise UserError(f'{shown}: name="{recipe.name}": a recipe is called like its file. Write name="{name}"')
-    if recipe.model not in (known := models.names()):
-        closest = nearest(recipe.model, known)
-        hint = f'Did you mean model="{closest}"?' if closest else f"Networks are {', '.join(known)}"
-        raise UserError(f'{shown}: model="{recipe.model}": no such file in mnist_accel/models/. {hint}')
+    refuse_unknown_network(recipe.model, shown)
     return recipe if is_evidence_its_own(recipe) else replace(recipe, claims=(), measured=None)
-
-
-def is_evidence_its_own(recipe: Recipe) -> bool:
-    """Figures were measured with the recipe that their command names. A copy of it, which may learn differently, has
-    shown nothing yet, nor does its document speak of the copy."""
-    return recipe.measured is None or f"recipe={recipe.name}" in recipe.measured.command.split()
 
 
 def wrong_field(error: ValidationError) -> str:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mnist_accel"
 # From the top down: a file imports from lower layers only, or from its own folder.
 LAYERS = (
-    ("__main__",),
+    ("__main__", "notebook"),
     ("commands",),
     ("console", "pages"),
     ("inference",),

@@ -142,6 +142,7 @@ RUNNING: dict[str, tuple[Any, Callable[[Ran], Any], Any, Any]] = {
     "threads": (2, lambda ran: (ran.result.threads, torch.get_num_threads()), (2, 2), (1, 1)),
     "resident_mb": (0, lambda ran: ran.start.resident, False, True),
     "checkpoint_every": (4, lambda ran: ran.checkpoints, [8, 12], [6, 12]),
+    "tracker": ("tensorboard", lambda ran: (ran.folder / "tracking").is_dir(), True, False),
     "dry_run": (True, lambda ran: (ran.result.optimizer_steps, ran.checkpoints), (1, []), (12, [6, 12])),
 }
 IN_TESTS_OF_THEIR_OWN = {"device", "processes", "restarts", "timeout", "graph", "resume", "profile"}  # below

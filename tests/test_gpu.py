@@ -27,6 +27,7 @@ import mnist_accel.training.graph_step
 import recipes
 from benchmarks.fresh import precisions_of
 from mnist_accel.cli import parse
+from mnist_accel.commands import doctor
 from mnist_accel.data.batches import Augmentation, ImageStore, TrainBatches
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.data.synthetic import draw_dataset
@@ -671,3 +672,9 @@ def test_two_gpus_train_as_one(run_launch: Launch, tmp_path: Path, precision: st
     assert two.result["accuracy"] == pytest.approx(one.result["accuracy"], abs=1.5)
     gone_on = a_run(run_launch, as_if_killed(two, tmp_path / "killed"), *words, "processes=2", "resume=auto", env=env)
     assert gone_on.code == 0, gone_on.err
+
+
+def test_doctor_shows_every_gpu_with_its_precisions() -> None:
+    shown = [finding for finding in doctor.devices() if finding.about.startswith("gpu")]
+    assert [finding.about for finding in shown] == [f"gpu {index}" for index in range(torch.cuda.device_count())]
+    assert all(finding.level == "ok" and "MB free, fp32, " in finding.words for finding in shown)

@@ -75,6 +75,8 @@ def planned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: Dataset) -> C
         elif words[:2] == ["-m", "mnist_accel"] and words[2:3] in (["eval"], ["predict"], ["export"]):
             with pytest.raises(UserError, match=rf"^{words[3]}: No such file"):  # everything is understood but the run
                 commands.load(words[2])(words[3:])
+        elif words[:2] == ["-m", "mnist_accel"] and words[2:3] == ["doctor"]:
+            assert words[3:] == []
         elif words[:2] == ["-m", "mnist_accel"] and words[2:]:
             with pytest.raises(Planned):
                 commands.load(words[2])(words[3:])

@@ -66,9 +66,12 @@ class Output:
 def make_console() -> Console:
     if sys.stdout is None:  # closed by whoever started us
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    # A terminal that cannot show "≥" is no reason to stop training.
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    # A terminal that cannot show "≥" is no reason to stop training. A notebook's stream has no such setting.
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
     console = Console(file=Output(sys.stdout), highlight=False)  # type: ignore[arg-type]
+    if console.is_jupyter:  # which calls itself a terminal, and keeps every frame of a moving bar
+        console = Console(file=console.file, highlight=False, force_jupyter=False, force_terminal=False)
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     return console

@@ -104,14 +104,19 @@ def inherited_config() -> str:
     """The default config file that accelerate launch has read without being told to, or nothing."""
     if "ACCELERATE_MIXED_PRECISION" not in os.environ:
         return ""
-    from accelerate.commands.config.config_args import default_json_config_file, default_yaml_config_file
-
     try:
         told = b"--config_file" in Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
     except OSError:  # not Linux
         told = False
-    files = [file for file in (default_yaml_config_file, default_json_config_file) if Path(file).is_file()]
+    files = default_configs()
     return files[0] if files and not told else ""
+
+
+def default_configs() -> list[str]:
+    """Those that accelerate launch would read, the first of them."""
+    from accelerate.commands.config.config_args import default_json_config_file, default_yaml_config_file
+
+    return [file for file in (default_yaml_config_file, default_json_config_file) if Path(file).is_file()]
 
 
 def ignored_settings() -> str:

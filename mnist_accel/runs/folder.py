@@ -86,6 +86,11 @@ class RunFolder:
         except OSError as error:
             raise self.unwritable(error) from None
 
+    def close(self) -> None:
+        """Another run may write there now."""
+        if self.lock is not None:
+            self.lock.release()
+
     def make(self, may_exist: bool) -> None:
         if may_exist:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -146,8 +151,9 @@ CHECKPOINTS = "checkpoints"
 EXPORT = "export"
 LOCK = ".lock"
 REPORT = "report.html"
+TRACKING = "tracking"
 OUR_FILES = {"recipe.json", "history.jsonl", "result.json", "model.safetensors"}
-OUR_FILES |= {evaluation.NAME, REPORT, CHECKPOINTS, EXPORT, LOCK}
+OUR_FILES |= {evaluation.NAME, REPORT, CHECKPOINTS, EXPORT, TRACKING, LOCK}
 
 
 def is_ours(name: str) -> bool:

@@ -2,6 +2,7 @@
 launcher's death brings as well (machine/launcher.py). Says in one line that another process of the job was lost."""
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -24,8 +25,11 @@ class StopRequest:
 
 @contextmanager
 def watch_for_signals() -> Iterator[StopRequest]:
-    """Inside, SIGINT and SIGTERM are only noted down."""
+    """Inside, SIGINT and SIGTERM are only noted down; in the main thread, which they come to."""
     request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
     before: dict[signal.Signals, Any] = {
         number: signal.signal(number, request.receive) for number in (signal.SIGINT, signal.SIGTERM)
     }

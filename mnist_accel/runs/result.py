@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
+from html import escape
 from statistics import mean
 
 import accelerate
@@ -100,6 +101,10 @@ class RunResult:
             return "Not compared with the documented figures: those are for MNIST, this run used synthetic digits."
         return "Not compared with the documented figures: the recipe's settings were changed."
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it."""
+        return as_table(self)
+
 
 @dataclass
 class Progress:
@@ -190,6 +195,24 @@ def describe(
         data.name == "mnist" and set(request.changed) <= {"seed"} and not options.dry_run and progress.error is None
     )
     return compared(result, recipe, comparable, runtime.device.type)
+
+
+def as_table(result: RunResult) -> str:
+    """HTML; names in it may be anybody's."""
+    scored = result.accuracy is not None
+    rows = {
+        "recipe": f"{result.recipe}, {result.params:,} parameters",
+        "status": result.status + (", a dry run: the figures mean nothing" if result.dry_run else ""),
+        "accuracy": f"{result.accuracy:.2f} % ({result.correct:,} of {result.total:,})" if scored else "",
+        "loss": f"{result.train_loss:.4f} training, {result.test_loss:.4f} test" if scored else "",
+        "training": f"{len(result.history)} of {result.epochs} epochs in {result.train_seconds:.2f} s",
+        "data": f"{result.dataset}: {result.dataset_reason}",
+        "device": f"{result.device}, {result.precision}",
+    }
+    verdicts = {True: "pass", False: "fail", None: "not compared"}
+    rows |= {claim.name: f"documented {claim.documented}: {verdicts[claim.met]}" for claim in result.claims}
+    cells = (f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows.items() if value)
+    return f"<table>{''.join(cells)}</table>"
 
 
 def compared(result: RunResult, recipe: Recipe, comparable: bool, device_type: str) -> RunResult:

@@ -2,7 +2,7 @@
 
 import socket
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +38,7 @@ from mnist_accel.runs.folder import REPORT, RunFolder, default_folder
 from mnist_accel.runs.interrupt import naming_lost_peers, watch_for_signals
 from mnist_accel.runs.result import Progress, RunResult, describe
 from mnist_accel.runs.resume import Resumption, find_resumption
+from mnist_accel.runs.tracking import refuse_missing, tracked
 from mnist_accel.runs.trainer import Trainer, TrainerCallbacks
 from mnist_accel.runs.watcher import Start, Watcher
 from mnist_accel.runs.weights_file import WeightsMeta
@@ -48,17 +49,33 @@ if TYPE_CHECKING:
     from mnist_accel.profiling.summary import ProfileSummary
 
 
+MakeReport = Callable[[Path], str]  # report.html of a folder in which all else is written
+
+
 @naming_lost_peers()
 def run(
-    request: Request, watcher: Watcher, started: float, make_report: Callable[[Path], str] | None = None
+    request: Request, watcher: Watcher, started: float, make_report: MakeReport | None = None
 ) -> tuple[RunResult, RunFolder]:
-    """Trains ``request.recipe`` here; ``started`` is the clock at the process's first line. ``make_report`` makes
-    report.html of a folder in which all else is written.
+    """Trains ``request.recipe`` here; ``started`` is the clock at the process's first line.
 
     Raises UserError before anything is written, TrainingFailed after the failed run has been written down.
     """
-    recipe, options = request.recipe, request.options
     folder, resumed = check(request)
+    try:
+        return run_in(folder, resumed, request, watcher, started, make_report), folder
+    finally:
+        folder.close()  # a notebook, which lives on, may want to go on with it
+
+
+def run_in(
+    folder: RunFolder,
+    resumed: Resumption | None,
+    request: Request,
+    watcher: Watcher,
+    started: float,
+    make_report: MakeReport | None,
+) -> RunResult:
+    recipe, options = request.recipe, request.options
     runtime = start_runtime(options.precision, options.device, options.threads, options.timeout)
     if recipe.batch_size < runtime.world_size:
         raise UserError(too_small_batch(recipe.batch_size, runtime.world_size))
@@ -97,7 +114,7 @@ def run(
             # A launcher ends all ranks as soon as one has ended: not before rank 0 has written this down.
             runtime.accelerator.wait_for_everyone()
         raise progress.error
-    return result, folder
+    return result
 
 
 def check(request: Request) -> tuple[RunFolder, Resumption | None]:
@@ -108,6 +125,8 @@ def check(request: Request) -> tuple[RunFolder, Resumption | None]:
     choose_precision(options.precision, device)
     refuse_too_few_gpus(device, options.processes or 1)
     parameters_of(recipe.model, recipe.dropout, recipe.name)
+    if options.tracker != "off":
+        refuse_missing(options.tracker)
     out = expand_path(options.out, f"out={options.out}") if options.out else None
     resumed = find_resumption(options.resume, recipe, out) if options.resume else None
     folder = RunFolder(resumed.folder if resumed else out or default_folder(recipe.name), options.out)
@@ -205,7 +224,9 @@ def train(
         progress.profile = summary.folder or None
         watcher.on_profile(summary)
 
-    with watch_for_signals() as stop, naming_lost_peers(lambda: stop.signal_number):
+    name = request.options.tracker if main else "off"
+    follow = nullcontext(watcher) if name == "off" else tracked(name, request.recipe, folder.path, watcher)
+    with watch_for_signals() as stop, follow as watcher, naming_lost_peers(lambda: stop.signal_number):
         # Whoever reads the banner may press Ctrl-C at once.
         watcher.on_start(Start.of(request, trainer, folder.path, resumed))
         trainer.run(
@@ -240,7 +261,7 @@ def go_on(trainer: Trainer, resumed: Resumption, options: RunOptions) -> None:
         ) from None
 
 
-def report(folder: RunFolder, make_report: Callable[[Path], str], watcher: Watcher) -> None:
+def report(folder: RunFolder, make_report: MakeReport, watcher: Watcher) -> None:
     try:
         page = make_report(folder.path)
     except UserError as error:  # another process of the user's was at the folder
