@@ -25,6 +25,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from browser import browser  # noqa: F401 (a fixture)
 from filelock import FileLock
 from jobs import ROOT, TWO, WORDS, Begin, Launch, Run, a_run, as_if_killed, beginning, file_limit
 from mirror import Server
