@@ -1,4 +1,4 @@
-"""The drawing pad, in a real browser: torch's logits, MNIST's way of scaling and centring, drawing by mouse and touch."""
+"""The drawing pad in a real browser: torch's logits, scaled and centred as MNIST was, drawn on by mouse and touch."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

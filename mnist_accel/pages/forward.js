@@ -65,10 +65,11 @@ const forward = (() => {
   }
 
   function addShifted(plane, planeWidth, from, fromWidth, row, column, weight) {
+    const { first, last, stride } = column;
     for (let y = row.first; y <= row.last; y++) {
       const to = y * planeWidth;
       const start = (y * row.stride + row.offset) * fromWidth + column.offset;
-      for (let x = column.first; x <= column.last; x++) plane[to + x] += weight * from[start + x * column.stride];
+      for (let x = first; x <= last; x++) plane[to + x] += weight * from[start + x * stride];
     }
   }
 

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from mnist_accel.models.layers import Dropout, SyncBatchNorm
-from mnist_accel.models.onepoch import RowMajor
+from mnist_accel.models.layers import Dropout, RowMajor, SyncBatchNorm
 
 Layer = dict[str, Any]
 

@@ -2,13 +2,17 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mnist_accel import models
 from mnist_accel.pages.network import UnknownLayer, described
 from mnist_accel.pages.page import HERE, Html, joined, tag
+from mnist_accel.runs.record import RunRecord
 
 SCRIPTS = ("forward.js", "ink.js", "pad.js")
 MOST_BYTES = 2_000_000  # of weights in base64; a page may have 3 MB
@@ -21,6 +25,30 @@ class Pad:
     body: Html
     scripts: tuple[str, ...] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
+
+
+def pad_of(record: RunRecord) -> Pad | None:
+    """That of a run's folder; None where it has no weights, as of a run that did not end."""
+    path = record.folder / "model.safetensors"
+    if not path.is_file():
+        return None
+    mean, std = record.settings.get("mean"), record.settings.get("std")
+    if not isinstance(mean, float) or not isinstance(std, float) or std <= 0:
+        return without_pad("the folder does not say how its images were normalised")
+    try:
+        network = trained(record.result.model, path)
+    except Exception as error:  # whatever somebody's network does, or lies in somebody's file
+        return without_pad(f"its weights cannot be loaded ({type(error).__name__})")
+    return drawing_pad(network, mean, std, record.positive_class)
+
+
+def trained(name: str, path: Path) -> nn.Module:
+    if name not in models.names():  # only names from the listing reach the import
+        raise LookupError(name)
+    with torch.random.fork_rng(devices=[]):  # the weights that are drawn here are replaced
+        network = models.build_model(name, 0.0)
+    network.load_state_dict(load_file(path))
+    return network.eval().requires_grad_(False)
 
 
 def drawing_pad(network: nn.Module, mean: float, std: float, positive_class: int | None) -> Pad:
