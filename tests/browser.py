@@ -1,61 +1,56 @@
-"""A real browser for pages: Debian's Chromium without a window, driven by Playwright.
+"""A real browser for tests of pages: one a session, without a network."""
 
-Where one of them is missing, the tests that ask for ``browser`` skip, saying what to install.
-"""
-
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser, ConsoleMessage, Page, Request
+from benchmarks.screenshot import browser as opened_browser
+from benchmarks.screenshot import find_chromium
 
-ARGUMENTS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--no-first-run",
-    "--disable-component-update",
-    "--disable-sync",
-)
+
+@dataclass
+class Shown:
+    """A page in the browser, and what it complained about."""
+
+    page: Any
+    complaints: list[str] = field(default_factory=list)
+    asked_for: list[str] = field(default_factory=list)  # addresses, its own first
+
+    def ask(self, code: str, *arguments: Any) -> Any:
+        return self.page.evaluate(code, *arguments)
+
+
+Show = Callable[..., Any]
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator["Browser"]:
-    api = pytest.importorskip("playwright.sync_api", reason="no Playwright here: pip install playwright")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("no Chromium here: apt-get install chromium")
-    with api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=list(ARGUMENTS))
-        yield running
-        running.close()
+def browser() -> Iterator[Any]:
+    pytest.importorskip("playwright", reason="needs playwright: pip install playwright")
+    if find_chromium() is None:
+        pytest.skip("needs a chromium: apt-get install chromium")
+    with opened_browser() as chromium:
+        yield chromium
 
 
-@contextmanager
-def opened(browser: "Browser", path: Path, width: int = 1440, **settings: Any) -> Iterator["Page"]:
-    """The page of a file, offline. Anything on its console, and anything that it asks the network for, fails."""
-    context = browser.new_context(viewport={"width": width, "height": 900}, offline=True, **settings)
-    page = context.new_page()
-    complaints: list[str] = []
+@pytest.fixture
+def show(browser: Any) -> Show:
+    """``with show(file, width=390, scheme="dark") as shown``: from file://, offline."""
 
-    def on_console(message: "ConsoleMessage") -> None:
-        complaints.append(f"{message.type}: {message.text}")
-
-    def on_request(request: "Request") -> None:
-        if request.url != path.as_uri() and not request.url.startswith("data:"):
-            complaints.append(f"asks for {request.url}")
-
-    page.on("console", on_console)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", on_request)
-    try:
-        page.goto(path.as_uri())
-        yield page
-        assert not complaints, complaints
-    finally:
+    @contextmanager
+    def show(file: Path, *, width: int = 1440, scheme: str = "light", **how: Any) -> Iterator[Shown]:
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True, **how
+        )
+        shown = Shown(context.new_page())
+        shown.page.on("console", lambda message: shown.complaints.append(message.text))
+        shown.page.on("pageerror", lambda error: shown.complaints.append(str(error)))
+        shown.page.on("request", lambda request: shown.asked_for.append(request.url))
+        shown.page.goto(file.resolve().as_uri())
+        yield shown
         context.close()
+
+    return show

@@ -48,6 +48,8 @@ def chain(network: nn.Module) -> Iterator[nn.Module]:
         raise UnknownLayer("has a forward pass that cannot be followed") from error
     before: tuple[fx.Node, ...] = ()
     for node in graph.nodes:
+        if node.op not in ("placeholder", "call_module", "output"):
+            raise UnknownLayer(f"uses {getattr(node.target, '__name__', node.target)}")
         if tuple(node.args) != before or node.kwargs:
             raise UnknownLayer("is no plain chain of layers")
         before = (node,)
@@ -56,8 +58,6 @@ def chain(network: nn.Module) -> Iterator[nn.Module]:
             if type(module) not in DESCRIBE:
                 raise UnknownLayer(f"has a layer {type(module).__name__}")
             yield module
-        elif node.op not in ("placeholder", "output"):
-            raise UnknownLayer(f"calls {getattr(node.target, '__name__', node.target)}")
 
 
 # Layers: what each is to forward.js, and the settings that it knows.
