@@ -25,9 +25,10 @@ Stroke = Sequence[tuple[float, float]]  # shares of the sheet
 SEVEN: Stroke = [(0.3, 0.25), (0.68, 0.25), (0.6, 0.45), (0.45, 0.78)]
 
 
-def lively(network: nn.Module) -> nn.Module:
-    """With batch norm's statistics and weights as no fresh network has them."""
+def lively(name: str) -> nn.Module:
+    """The same each time, with batch norm's statistics and weights as no fresh network has them."""
     torch.manual_seed(0)
+    network = build_model(name, 0.1)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             assert module.running_mean is not None and module.running_var is not None
@@ -46,7 +47,7 @@ def written(made: pad.Pad, folder: Path) -> Path:
 
 @pytest.fixture
 def padded(tmp_path: Path) -> Path:
-    return written(pad.drawing_pad(lively(build_model("onepoch", 0.0)), MEAN, STD, None), tmp_path)
+    return written(pad.drawing_pad(lively("onepoch"), MEAN, STD, None), tmp_path)
 
 
 def torch_logits(network: nn.Module, images: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ def offline_and_content(shown: Shown) -> bool:
 
 @pytest.mark.parametrize("name", models.names())
 def test_the_page_computes_what_torch_computes(name: str, show: Show, tiny: Dataset, tmp_path: Path) -> None:
-    network = lively(build_model(name, 0.1))
+    network = lively(name)
     outputs = torch_logits(network, tiny.test_images[:100])
     made = pad.drawing_pad(network, MEAN, STD, 3 if outputs.shape[1] == 1 else None)
     with show(written(made, tmp_path)) as shown:
@@ -175,7 +176,7 @@ def test_an_unknown_layer_costs_the_pad_not_the_page(show: Show, tmp_path: Path)
 
 
 def test_a_browser_that_computes_something_else_says_so(show: Show, tmp_path: Path) -> None:
-    made = pad.drawing_pad(lively(build_model("onepoch", 0.0)), MEAN, STD, None)
+    made = pad.drawing_pad(lively("onepoch"), MEAN, STD, None)
     made.data["network"]["check"][4] += 0.5
     with show(written(made, tmp_path)) as shown:
         assert "does not compute" in shown.page.locator("#no-pad").inner_text()
@@ -230,7 +231,8 @@ def until_shown(shown: Shown) -> Iterator[None]:
     """Events reach the page some time after they were sent; what they change is drawn a frame later."""
     shown.ask("""() => {
         const frames = (done) => requestAnimationFrame(() => requestAnimationFrame(done));
-        const lifted = (done) => document.addEventListener("pointerup", () => frames(done), { once: true });
+        const ends = ["pointerup", "pointercancel"]; // the latter where the browser scrolls instead
+        const lifted = (done) => ends.forEach((end) => document.addEventListener(end, () => frames(done)));
         window.shown = new Promise(lifted);
     }""")
     yield
@@ -242,12 +244,17 @@ def chances(shown: Shown) -> list[str]:
 
 
 def preview(shown: Shown) -> Tensor:
-    code = """() => {
-        const copy = new OffscreenCanvas(28, 28).getContext("2d");
-        copy.drawImage(document.getElementById("seen"), 0, 0);
-        return [...copy.getImageData(0, 0, 28, 28).data];
+    return pixels(shown, "seen", 28)
+
+
+def pixels(shown: Shown, canvas: str, side: int) -> Tensor:
+    """How much ink there is."""
+    code = """([canvas, side]) => {
+        const copy = new OffscreenCanvas(side, side).getContext("2d");
+        copy.drawImage(document.getElementById(canvas), 0, 0, side, side);
+        return [...copy.getImageData(0, 0, side, side).data].filter((_, index) => index % 4 === 3);
     }"""
-    return torch.tensor(shown.ask(code)).reshape(28, 28, 4)[..., 3]
+    return torch.tensor(shown.ask(code, [canvas, side])).reshape(side, side)
 
 
 @pytest.mark.parametrize("draw", [by_mouse, by_touch])
@@ -261,10 +268,12 @@ def test_a_stroke_moves_the_probabilities_and_clear_takes_it_back(
         bar = chances(shown)
         draw(shown, SEVEN[1:])
         seven = chances(shown)
+        sheet = pixels(shown, "sheet", 100)
+        assert all(sheet[int(100 * y), int(100 * x)] == 255 for x, y in SEVEN) and sheet[78, 30] == 0
         assert bar != seven and sum(float(chance.split()[0]) for chance in seven) == pytest.approx(100, abs=0.5)
         # What is told is what torch says of the image that is shown.
         image = preview(shown)
-        network = lively(build_model("onepoch", 0.0))
+        network = lively("onepoch")
         told = torch_logits(network, image[None]).softmax(1)[0]
         assert seven == [f"{100 * chance:.1f} %" for chance in told.tolist()]
         assert shown.page.locator("#answer").inner_text().endswith(f" {told.argmax()}")
@@ -287,7 +296,7 @@ def test_a_stroke_that_ends_beside_the_sheet_has_ended(padded: Path, show: Show)
 
 
 def test_one_class_has_one_probability(show: Show, tmp_path: Path) -> None:
-    network = lively(build_model("is3", 0.0))
+    network = lively("is3")
     with show(written(pad.drawing_pad(network, MEAN, STD, 8), tmp_path)) as shown:
         by_mouse(shown, SEVEN)
         yes = torch_logits(network, preview(shown)[None]).sigmoid().item()
@@ -354,7 +363,8 @@ def test_a_drawing_is_scaled_and_centred_as_the_reference_has_it(padded: Path, s
     chance = np.random.default_rng(0)
     with show(padded) as shown:
         for radius in (4.5, 4.5, 4.5, 1.5, 1.5):
-            points = [{"x": x, "y": y} for x, y in chance.uniform(10, 80, (4, 2)) * chance.uniform(0.3, 1, 2)]
+            corners = chance.uniform(10, 85, (4, 2)) * chance.uniform(0.5, 1, 2)
+            points = [{"x": x, "y": y} for x, y in [(5, 5), *corners]]
             sheet = np.array(shown.ask(code, [97, radius, points])).reshape(97, 97)
             assert (sheet == 1).any() and ((sheet > 0) & (sheet < 1)).any()  # ink, with soft edges
             assert np.abs(as_mnist(shown, sheet) - reference(sheet)).max() <= 1
