@@ -283,6 +283,19 @@ def test_a_stroke_moves_the_probabilities_and_clear_takes_it_back(
         assert shown.ask("() => scrollY") == 40 and offline_and_content(shown)
 
 
+def test_the_probabilities_move_while_the_pen_is_down(padded: Path, show: Show) -> None:
+    others = "(before) => document.querySelector('#chances .chance').textContent !== before"
+    with show(padded) as shown:
+        mouse, points = shown.page.mouse, on_sheet(shown, SEVEN)
+        mouse.move(*points[0])
+        mouse.down()
+        shown.page.wait_for_function(others, arg="–", timeout=10_000)
+        for point in points[1:]:
+            before = chances(shown)[0]
+            mouse.move(*point)
+            shown.page.wait_for_function(others, arg=before, timeout=10_000)
+
+
 def test_a_stroke_that_ends_beside_the_sheet_has_ended(padded: Path, show: Show) -> None:
     with show(padded) as shown:
         by_mouse(shown, [(0.5, 0.5), (1.1, 0.6)])
