@@ -7,6 +7,7 @@ from pathlib import Path
 from mnist_accel.errors import printable
 from mnist_accel.pages import answers, curves
 from mnist_accel.pages.charts import share_bar
+from mnist_accel.pages.pad import Pad, pad_of
 from mnist_accel.pages.page import Html, Section, command, document, facts, joined, pill, table, tag
 from mnist_accel.recipe import Recipe, RunOptions, keys_of
 from mnist_accel.runs.record import RunRecord, Setting, read_record
@@ -20,7 +21,9 @@ NOT_REPEATED = ("out", "resume")  # a folder is taken, and there is nothing to g
 def page_of(folder: Path, asked: str = "") -> str:
     """UserError where the folder holds no run that can be believed."""
     record = read_record(folder, asked or str(folder))
-    return document(f"{record.result.recipe}, {headline(record.result)}", header(record), sections(record))
+    title, drawn = f"{record.result.recipe}, {headline(record.result)}", pad_of(record)
+    scripts, data = (drawn.scripts, drawn.data) if drawn else ((), None)
+    return document(title, header(record), sections(record, drawn), scripts, data)
 
 
 def headline(result: RunResult) -> str:
@@ -48,7 +51,7 @@ def unfinished(result: RunResult) -> bool:
     return len(result.history) != result.epochs
 
 
-def sections(record: RunRecord) -> Iterator[Section]:
+def sections(record: RunRecord, drawn: Pad | None) -> Iterator[Section]:
     result, kept = record.result, record.evaluation
     yield Section("Learning", learning(record), "learning")
     if result.claims:
@@ -59,6 +62,10 @@ def sections(record: RunRecord) -> Iterator[Section]:
             yield Section("Most confidently wrong", answers.worst(record, kept), "wrong", wrong(record))
     elif record.without:
         yield Section("Answers", tag("p", f"Not kept: {printable(record.without)}.", class_="note"), "answers")
+    if drawn:
+        yield Section(
+            "Draw a digit", drawn.body, "draw", "The network of this run lies in this page and answers while you draw."
+        )
     yield Section("Where the time went", times(result), "time")
     yield Section("Settings", settings(record), "settings")
     yield Section("Again", again(record), "again")
