@@ -2,14 +2,13 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mnist_accel import models
+from mnist_accel.errors import UserError
+from mnist_accel.inference.weights import load
 from mnist_accel.pages.network import UnknownLayer, described
 from mnist_accel.pages.page import HERE, Html, joined, tag
 from mnist_accel.runs.record import RunRecord
@@ -32,23 +31,13 @@ def pad_of(record: RunRecord) -> Pad | None:
     path = record.folder / "model.safetensors"
     if not path.is_file():
         return None
-    mean, std = record.settings.get("mean"), record.settings.get("std")
-    if not isinstance(mean, float) or not isinstance(std, float) or std <= 0:
-        return without_pad("the folder does not say how its images were normalised")
     try:
-        network = trained(record.result.model, path)
-    except Exception as error:  # whatever somebody's network does, or lies in somebody's file
+        ready = load(path)
+    except UserError as error:
+        return without_pad(f"its weights cannot be loaded: {error}")
+    except Exception as error:  # whatever somebody's network does
         return without_pad(f"its weights cannot be loaded ({type(error).__name__})")
-    return drawing_pad(network, mean, std, record.positive_class)
-
-
-def trained(name: str, path: Path) -> nn.Module:
-    if name not in models.names():  # only names from the listing reach the import
-        raise LookupError(name)
-    with torch.random.fork_rng(devices=[]):  # the weights that are drawn here are replaced
-        network = models.build_model(name, 0.0)
-    network.load_state_dict(load_file(path))
-    return network.eval().requires_grad_(False)
+    return drawing_pad(ready.network, ready.meta.mean, ready.meta.std, ready.meta.positive_class)
 
 
 def drawing_pad(network: nn.Module, mean: float, std: float, positive_class: int | None) -> Pad:
