@@ -14,6 +14,7 @@ from mnist_accel.errors import UserError, printable
 from mnist_accel.recipe import CONFIG, keys_of, option
 
 if TYPE_CHECKING:  # a typing mistake must not wait for torch
+    from mnist_accel.profiling.layers import Analysis
     from mnist_accel.profiling.summary import ProfileSummary, RankTimes
 
 USAGE = "python -m mnist_accel trace PATH against=OTHER"
@@ -89,8 +90,18 @@ def summary_of(trace: Path) -> "tuple[ProfileSummary, str]":
         copied = ("recipe", "batch_size", "precision", "machine", "world_size", "ranks", "usually_eager")
         facts |= {name: getattr(beside, name) for name in (*copied, "without_kernels")}
         facts["cost"] = beside.cost if beside.trace == trace.name else None
+    analysis = analyse(read)
+    if beside:
+        copy_gradients(beside, analysis)
     plain = plain_steps(trace, read.rank, beside) if beside else None
-    return summarise(analyse(read), beside.roofline if beside else None, plain, **facts), why_not
+    return summarise(analysis, beside.roofline if beside else None, plain, **facts), why_not
+
+
+def copy_gradients(beside: "ProfileSummary", analysis: "Analysis") -> None:
+    """How backward divides, which the run has measured."""
+    known = {(row.module, row.shape): row.weight_share for row in beside.convolutions}
+    for row in analysis.convolutions:
+        row.measured_weight_share = known.get((row.module, str(row.shape)))
 
 
 def plain_steps(trace: Path, rank: int | None, beside: "ProfileSummary") -> "RankTimes | None":

@@ -26,6 +26,7 @@ from mnist_accel.machine.runtime import Runtime, describe_machine, synchronised_
 from mnist_accel.phase import NOTHING
 from mnist_accel.profiling.attribution import SAVING
 from mnist_accel.profiling.folder import make_folder, trace_name, write_summary
+from mnist_accel.profiling.gradients import measure_gradients
 from mnist_accel.profiling.layers import analyse
 from mnist_accel.profiling.roofline import Roofline, roofline_that_fits
 from mnist_accel.profiling.steady import kept_of, middle_half
@@ -203,6 +204,7 @@ class Profile:
         except UserError as error:
             self.on_problem(str(error))
             return
+        measure_gradients(analysis, self.model)
         mine = self.ranks[0]
         cost = Cost(
             profiled_ms=mine.profiled_ms,

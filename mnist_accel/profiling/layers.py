@@ -32,6 +32,18 @@ class ConvolutionTimes:
     input_flop: float = 0
     bytes: float = 0
     calls: int = 0
+    weight_us: float = 0.0  # of kernels whose name tells which gradient they make
+    input_us: float = 0.0
+    measured_weight_share: float | None = None  # gradients.py, where the trace does not tell
+
+    @property
+    def weight_share(self) -> float | None:
+        """Which part of the backward time the gradient of the weights takes; the rest is the input's."""
+        if not (self.weight_flop and self.input_flop):
+            return 1.0 if self.weight_flop else 0.0 if self.input_flop else None
+        if self.weight_us and self.input_us:
+            return self.weight_us / (self.weight_us + self.input_us)
+        return self.measured_weight_share
 
 
 @dataclass(frozen=True)
@@ -71,7 +83,7 @@ def analyse(trace: Trace) -> Analysis:
     by_module: dict[str, list[int]] = defaultdict(list)
     rows = [rows_for(found.convolutions, by_module, of_step) for of_step in owners]
     if found.on_gpu:
-        found.each = on_device(trace, steps, owners, rows)
+        found.each = on_device(trace, steps, owners, rows, found.convolutions)
     else:
         for of_step, rows_of_step in zip(owners, rows, strict=True):
             pieces = [(over_all_steps(owner, rows_of_step), us) for owner, us in of_step.pieces()]
@@ -87,7 +99,9 @@ def analyse(trace: Trace) -> Analysis:
     return found
 
 
-def on_device(trace: Trace, steps: list[Step], owners: list[Owners], rows: list[list[int]]) -> list[StepTimes]:
+def on_device(
+    trace: Trace, steps: list[Step], owners: list[Owners], rows: list[list[int]], convolutions: list[ConvolutionTimes]
+) -> list[StepTimes]:
     # The CPU may be steps ahead of the device, so a kernel's launch is looked for in all of them: a row has the kernels
     # that its step launched, whenever they ran.
     launches: Launches = {}
@@ -101,6 +115,8 @@ def on_device(trace: Trace, steps: list[Step], owners: list[Owners], rows: list[
     ):
         by_step, owner = launch_of(event, launches)
         kernels.append((owner, event))
+        if owner.kind == "convolution backward":
+            note_gradient(convolutions[int(owner.detail)], event)
         if by_step is not None:
             launched[by_step].append((owner, event.duration))
     stretches = exposed(kernels)
@@ -109,6 +125,12 @@ def on_device(trace: Trace, steps: list[Step], owners: list[Owners], rows: list[
         StepTimes(list(device_pieces(step, stretches, bisect_right(ends, step.start))), launched[number])
         for number, step in enumerate(steps)
     ]
+
+
+def note_gradient(row: ConvolutionTimes, kernel: Event) -> None:
+    """cuDNN's names say it, of most kernels; what only converts or copies counts for neither."""
+    row.weight_us += kernel.duration * ("wgrad" in kernel.name)
+    row.input_us += kernel.duration * ("dgrad" in kernel.name)
 
 
 def phase_of(owner: Owner) -> str:
