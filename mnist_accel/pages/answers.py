@@ -74,15 +74,14 @@ def worst(record: RunRecord, kept: Evaluation) -> Html:
         if positive is None:
             scores = kept.logits[place].softmax(0)
             answer = str(int(scores.argmax()))
-            said, beside = f"{100 * scores.max():.1f} %", f"{label}: {100 * scores[label]:.1f} %"
-            title = f"a {label}, taken for a {answer}"
+            said, truth = f"{100 * scores.max():.1f} %", f"a {label}: {100 * scores[label]:.1f} %"
         else:
             yes = torch.sigmoid(kept.logits[place, 0]).item()
-            answer = f"a {positive}" if yes > 0.5 else f"no {positive}"
-            said, beside = f"{100 * max(yes, 1 - yes):.1f} %", f"it is a {label}"
-            title = f"a {label}, taken for {answer}"
-        picture = tag("img", src=data_uri([bytes(row.tolist()) for row in image]), alt=title, width=28, height=28)
-        shown.append(
-            tag("li", picture, tag("b", f"{answer} ", tag("span", said)), tag("small", f"{beside} · no. {place:,}"))
+            answer = "yes" if yes > 0.5 else "no"
+            said, truth = f"{100 * max(yes, 1 - yes):.1f} %", f"a {label}"
+        title = f"test image {place:,}: a {label}, answered {answer}"
+        picture = tag(
+            "img", src=data_uri([bytes(row.tolist()) for row in image]), alt=title, title=title, width=28, height=28
         )
+        shown.append(tag("li", picture, tag("b", answer, " ", tag("span", said)), tag("small", truth)))
     return tag("ul", *shown, class_="digits")

@@ -1,13 +1,19 @@
 """Learning curves of one run, and of several over each other."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import ceil
+from typing import TypedDict
 
 from mnist_accel.pages.charts import Series, line_chart
 from mnist_accel.pages.page import Html, tag
 from mnist_accel.runs.record import RunRecord
 from mnist_accel.training.optim import lr_factor
-from mnist_accel.training.state import EpochStats
+
+
+class Axes(TypedDict):
+    x_label: str
+    x_format: Callable[[float], str]
+
 
 POINTS = 200  # of the planned learning rate
 
@@ -24,13 +30,11 @@ def of_one(record: RunRecord) -> Html:
     trained = [stats.train_accuracy for stats in history]
     if any(value is not None for value in trained):
         accuracies.insert(0, Series("training", epochs, trained, 2, dashed=True))
-    return charts(
-        loss_chart("Loss", losses),
-        line_chart("Accuracy, %", accuracies, x_label="epoch", y_format=percent, x_format=whole)
-        if several(history)
-        else "",
-        line_chart("Learning rate", [learning_rate(record)], x_label="epoch", x_format=whole, from_zero=True),
-    )
+    rate = line_chart("Learning rate", [learning_rate(record)], x_label="epoch", x_format=whole, from_zero=True)
+    if len(history) == 1:  # one point is no curve
+        return rate
+    axes: Axes = {"x_label": "epoch", "x_format": whole}
+    return charts(loss_chart("Loss", losses), line_chart("Accuracy, %", accuracies, y_format=percent, **axes), rate)
 
 
 def of_several(records: Sequence[RunRecord], names: Sequence[str]) -> Html:
@@ -42,14 +46,14 @@ def of_several(records: Sequence[RunRecord], names: Sequence[str]) -> Html:
             for n, (name, one) in enumerate(zip(names, records, strict=True), 1)
         ]
 
-    axes = {"x_label": "epoch", "x_format": whole}
+    axes: Axes = {"x_label": "epoch", "x_format": whole}
     rates = [learning_rate(record, name, n) for n, (name, record) in enumerate(zip(names, records, strict=True), 1)]
     return charts(
-        line_chart("Accuracy, %", overlaid("accuracy"), y_format=percent, legend=False, **axes),  # type: ignore[arg-type]
+        line_chart("Accuracy, %", overlaid("accuracy"), y_format=percent, legend=False, **axes),
         loss_chart("Loss", overlaid("test_loss"), legend=False),
-        line_chart("Training accuracy, %", overlaid("train_accuracy"), y_format=percent, legend=False, **axes),  # type: ignore[arg-type]
+        line_chart("Training accuracy, %", overlaid("train_accuracy"), y_format=percent, legend=False, **axes),
         loss_chart("Training loss", overlaid("train_loss"), legend=False),
-        line_chart("Learning rate", rates, from_zero=True, legend=False, **axes),  # type: ignore[arg-type]
+        line_chart("Learning rate", rates, from_zero=True, legend=False, **axes),
     )
 
 
@@ -96,10 +100,6 @@ def schedule(record: RunRecord) -> tuple[list[float], list[float]] | None:
 
 def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def several(history: Sequence[EpochStats]) -> bool:
-    return len(history) > 1
 
 
 def scored_on(record: RunRecord) -> str:

@@ -25,6 +25,18 @@ class Html(str):
     __slots__ = ()
 
 
+GENERATOR = Html('<meta name="generator" content="mnist_accel">')
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is a page that was made here, which may be made again."""
+    try:
+        with path.open("rb") as file:
+            return GENERATOR.encode() in file.read(2000)
+    except OSError:
+        return False
+
+
 @dataclass(frozen=True)
 class Section:
     title: str
@@ -49,6 +61,7 @@ def document(
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
         tag("meta", name="referrer", content="no-referrer"),
+        GENERATOR,
         tag("title", title),
         tag("style", Html(style)),
     ]

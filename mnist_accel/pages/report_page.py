@@ -8,9 +8,10 @@ from mnist_accel.errors import printable
 from mnist_accel.pages import answers, curves
 from mnist_accel.pages.charts import share_bar
 from mnist_accel.pages.page import Html, Section, command, document, facts, joined, pill, table, tag
-from mnist_accel.recipe import Recipe, keys_of
+from mnist_accel.recipe import Recipe, RunOptions, keys_of
 from mnist_accel.runs.record import RunRecord, Setting, read_record
 from mnist_accel.runs.result import RunResult
+from mnist_accel.training.state import EpochStats
 
 STATES = {"finished": "good", "failed": "bad", "interrupted": "bad"}
 NOT_REPEATED = ("out", "resume")  # a folder is taken, and there is nothing to go on from
@@ -64,34 +65,30 @@ def sections(record: RunRecord) -> Iterator[Section]:
 
 
 def learning(record: RunRecord) -> Html:
-    history = record.result.history
-    numbers = (1, 2, 3, 4, 5, 6)
-    columns = (
-        "epoch",
-        "training loss",
-        f"{curves.scored_on(record)} loss",
-        "training %",
-        f"{curves.scored_on(record)} %",
-    )
-    rows = [
-        (
-            stats.epoch,
-            f"{stats.train_loss:.4f}",
-            f"{stats.test_loss:.4f}",
-            "–" if stats.train_accuracy is None else f"{stats.train_accuracy:.2f}",
-            f"{stats.accuracy:.2f}",
-            f"{stats.lr:.3g}",
-            f"{stats.train_seconds:.2f}",
-        )
-        for stats in history
-    ]
-    epochs = table((*columns, "lr at its end", "seconds"), rows, label="Every epoch", numbers=numbers)
+    history, scored = record.result.history, curves.scored_on(record)
     if not history:
         return tag("p", "No epoch was finished.", class_="note")
-    drawn = curves.of_one(record)
     if len(history) == 1:
-        return tag("div", epochs, drawn, class_="stack")
-    return joined([drawn, tag("details", tag("summary", f"All {len(history)} epochs"), epochs)])
+        (only,) = history
+        rows = [
+            ("loss", f"{only.train_loss:.4f}", f"{only.test_loss:.4f}"),
+            ("accuracy %", percent(only.train_accuracy), percent(only.accuracy)),
+        ]
+        figures = table(("", "training", scored), rows, label="The epoch", numbers=(1, 2))
+        return tag("div", figures, curves.of_one(record), class_="beside")
+    columns = ("epoch", "training loss", f"{scored} loss", "training %", f"{scored} %", "lr at its end", "seconds")
+    epochs = table(columns, map(row_of, history), label="Every epoch", numbers=range(1, len(columns)))
+    return joined([curves.of_one(record), tag("details", tag("summary", f"All {len(history)} epochs"), epochs)])
+
+
+def row_of(stats: EpochStats) -> tuple[str, ...]:
+    losses = f"{stats.train_loss:.4f}", f"{stats.test_loss:.4f}"
+    accuracies = percent(stats.train_accuracy), percent(stats.accuracy)
+    return (f"{stats.epoch}", *losses, *accuracies, f"{stats.lr:.3g}", f"{stats.train_seconds:.2f}")
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
 
 
 def claims(result: RunResult) -> Html:
@@ -145,8 +142,9 @@ def seconds(value: float) -> str:
 def settings(record: RunRecord) -> Html:
     """What changes the result, how it ran, and with what; typed ones are marked."""
     result, typed = record.result, record.typed
-    learned = [(key, value) for key, value in record.settings.items() if key in keys_of(Recipe)]
-    ran = [(key, value) for key, value in record.settings.items() if key not in keys_of(Recipe)]
+    matter = {key: value for key, value in record.settings.items() if matters(key, record)}
+    learned = [(key, value) for key, value in matter.items() if key in keys_of(Recipe)]
+    ran = [(key, value) for key, value in matter.items() if key not in keys_of(Recipe)]
     effect = [
         ("device", f"{result.device} × {result.world_size} process{'es'[: 2 * (result.world_size > 1)]}"),
         ("threads, precision", f"{result.threads}, {result.precision}"),
@@ -159,16 +157,27 @@ def settings(record: RunRecord) -> Html:
     if learned:
         parts += [tag("h3", "Learning"), marked(learned, typed), tag("h3", "Running"), marked(ran, typed)]
     if typed & record.settings.keys():
-        parts.append(tag("p", "Marked: typed for this run.", class_="note key-note"))
+        parts.append(tag("p", "Marked: typed for this run.", class_="note below"))
     return joined(parts)
+
+
+def matters(key: str, record: RunRecord) -> bool:
+    """Momentum says nothing about a run with Adam."""
+    needs = (keys_of(Recipe) | keys_of(RunOptions))[key].needs
+    return needs is None or record.settings.get(needs.key, record.loss) in needs.values
 
 
 def marked(rows: list[tuple[str, Setting]], typed: set[str]) -> Html:
     shown = [
-        tag("div", tag("dt", key), tag("dd", spelt(value)), class_="typed" if key in typed else None)
+        tag("div", tag("dt", key), tag("dd", spelt(value)), class_="typed" if key in typed else usual(value))
         for key, value in rows
     ]
-    return tag("dl", *shown, class_="facts close")
+    return tag("dl", *shown, class_="facts")
+
+
+def usual(value: Setting) -> str | None:
+    """Quietly: what is off."""
+    return "usual" if value in (None, False, 0) else None
 
 
 def spelt(value: Setting) -> str:

@@ -31,6 +31,10 @@ class RunRecord:
     without: str = ""  # why there is no evaluation
 
     @property
+    def loss(self) -> str:
+        return "cross_entropy" if self.positive_class is None else "binary"
+
+    @property
     def typed(self) -> set[str]:
         """Keys that stood on the command line."""
         return {word.partition("=")[0] for word in self.result.command} - {"recipe"}
