@@ -1,11 +1,13 @@
 """Shows a profile: the verdict, the step by phase, a row for every convolution, and what profiling cost."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from mnist_accel.console.report import show_table, simple_table
 from mnist_accel.errors import printable
 from mnist_accel.profiling.compare import ProfileComparison
+from mnist_accel.profiling.folder import PAGE
 from mnist_accel.profiling.roofline import Roofline
 from mnist_accel.profiling.summary import ConvolutionRow, Cost, ProfileSummary
 from mnist_accel.profiling.wording import SAME_IS, label, three_figures, what_is_shown, what_it_cost, what_the_roof_is
@@ -28,7 +30,14 @@ def show_profile(console: Any, summary: ProfileSummary, no_roofline: str = "") -
     if summary.cost:
         show_cost(console, summary.cost)
     if summary.folder:  # of a run that has just written it
-        console.print(f"\npython -m mnist_accel trace {summary.folder}   shows this again, and how to open the trace")
+        show_where(console, Path(summary.folder))
+
+
+def show_where(console: Any, folder: Path) -> None:
+    console.print()
+    if (folder / PAGE).is_file():  # a full disk may have prevented it
+        say(console, f"{folder / PAGE}   shows this with a roofline plot", style="")
+    say(console, f"python -m mnist_accel trace {folder}   shows it again, and how to open the trace", style="")
 
 
 def say(console: Any, text: str, style: str = "dim") -> None:

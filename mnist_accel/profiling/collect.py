@@ -25,7 +25,7 @@ from mnist_accel.files import write_whole
 from mnist_accel.machine.runtime import Runtime, describe_machine, synchronised_clock
 from mnist_accel.phase import NOTHING
 from mnist_accel.profiling.attribution import SAVING
-from mnist_accel.profiling.folder import make_folder, trace_name, write_summary
+from mnist_accel.profiling.folder import MakePage, make_folder, trace_name, write_summary
 from mnist_accel.profiling.gradients import measure_gradients
 from mnist_accel.profiling.layers import analyse
 from mnist_accel.profiling.roofline import Roofline, roofline_that_fits
@@ -60,9 +60,10 @@ class Profile:
         usually_eager: bool,
         on_problem: Callable[[str], None],
         on_summary: Callable[[ProfileSummary], None],
+        make_page: MakePage | None = None,
     ):
         self.runtime, self.model, self.recipe, self.batch_size = runtime, model, recipe, batch_size
-        self.on_problem, self.on_summary = on_problem, on_summary
+        self.on_problem, self.on_summary, self.make_page = on_problem, on_summary, make_page
         self.active = False  # from the first planned step to the last: a captured graph must not run in these
         self.usually_eager = usually_eager  # not where a captured graph trains
         self.planned: list[str] = []
@@ -232,9 +233,9 @@ class Profile:
         )
         if self.folder:
             try:
-                write_summary(self.folder, summary)
+                write_summary(self.folder, summary, self.make_page)
             except OSError as error:
-                self.on_problem(f"the summary in {self.folder} could not be written: {error.strerror}")
+                self.on_problem(f"summary and page in {self.folder} could not be written: {error.strerror}")
         self.on_summary(summary)
 
 

@@ -1,9 +1,10 @@
 """Makes the folder of a profile, ``profiles/<recipe>-<time>/``, and names what is in it.
 
-It holds the summary, and one trace per rank under the name that TensorBoard's plugin looks for.
+It holds the summary, its page, and one trace per rank under the name that TensorBoard's plugin looks for.
 """
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from mnist_accel.profiling.summary import ProfileSummary, as_json
 from mnist_accel.profiling.trace_file import SUMMARY
 
 PROFILES = Path("profiles")
+PAGE = "profile.html"
+MakePage = Callable[[ProfileSummary], str]
 
 
 def make_folder(recipe: str) -> list[Any]:
@@ -29,5 +32,8 @@ def trace_name(rank: int, stamp: int) -> str:
     return f"rank{rank}.{stamp}.pt.trace.json.gz"
 
 
-def write_summary(folder: Path, summary: ProfileSummary) -> None:
+def write_summary(folder: Path, summary: ProfileSummary, make_page: MakePage | None) -> None:
+    """And the page that shows it, where somebody makes one."""
     write_whole(folder / SUMMARY, as_json(summary).encode())
+    if make_page:
+        write_whole(folder / PAGE, make_page(summary).encode())
