@@ -146,7 +146,12 @@ def run_here(
     """``run_here("recipe=onepoch", …)``: what launch.py does with these words, in this process and on tiny data."""
     numbers = count(1)
 
-    def run_here(*words: str, data: Dataset = tiny, watcher: Watcher | None = None) -> Ran:
+    def run_here(
+        *words: str,
+        data: Dataset = tiny,
+        watcher: Watcher | None = None,
+        make_report: Callable[[Path], str] | None = None,
+    ) -> Ran:
         told: dict[str, Any] = {}
         watcher = watcher or Watcher()
         watcher.on_start = lambda start: told.update(start=start)
@@ -163,7 +168,7 @@ def run_here(
         words += tuple(f"{name}={value}" for name, value in others.items() if name not in typed)
         forget_accelerate()
         request = cli.parse(words, recipes.names(), recipes.load)
-        result, folder = run.run(request, watcher, time.perf_counter())
+        result, folder = run.run(request, watcher, time.perf_counter(), make_report)
         return Ran(result, told["start"], folder.path, told["asked"])
 
     return run_here

@@ -18,6 +18,7 @@ from jobs import ACCELERATE, ACCELERATE_TWO, ROOT, TORCHRUN, Begin, Launch, Run,
 import recipes
 from mnist_accel.machine.runtime import usable_cores
 from mnist_accel.recipe import Recipe, RunOptions, keys_of
+from mnist_accel.runs.folder import OUR_FILES
 
 # README explains the fields; they are only ever added to, and added here.
 CONTRACT = (
@@ -42,7 +43,8 @@ def one_error_line(text: str) -> bool:
 
 def test_a_dry_run_leaves_every_file_of_a_run(dry_run: Run) -> None:
     assert (dry_run.code, dry_run.err) == (0, "")
-    assert names(dry_run.folder) >= {"result.json", "history.jsonl", "recipe.json", "model.safetensors"}
+    assert names(dry_run.folder) == OUR_FILES - {"checkpoints"}
+    assert dry_run.out.splitlines()[-1] == f"report    {dry_run.folder / 'report.html'}"
     result = dry_run.result
     assert (result["dry_run"], result["optimizer_steps"], result["status"]) == (True, 1, "finished")
     assert result["total"] <= 1000

@@ -14,7 +14,7 @@ from test_profiling import traced
 from benchmarks import compare, fresh, scaling
 from benchmarks.turns import Comparison, Ratio
 from mnist_accel import commands
-from mnist_accel.commands import bench, trace, verify
+from mnist_accel.commands import bench, report, trace, verify
 from mnist_accel.commands import scaling as scaling_verb
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.machine.runtime import Runtime
@@ -56,10 +56,11 @@ USUAL = {
 
 
 def test_every_key_of_every_verb_has_a_row() -> None:
-    assert commands.names() == ["bench", "scaling", "trace", "verify"]
+    assert commands.names() == ["bench", "report", "scaling", "trace", "verify"]
     assert ROWS["bench"].keys() == keys_of(bench.BenchOptions).keys()
     assert ROWS["scaling"].keys() == keys_of(scaling_verb.ScalingOptions).keys()
     assert keys_of(trace.TraceOptions).keys() == {"path", "against"}  # below
+    assert keys_of(report.ReportOptions).keys() == {"out"}  # tests/test_report_page.py
     assert keys_of(verify.VerifyOptions).keys() == {"seeds", "json"}  # tests/test_verify.py
 
 

@@ -10,6 +10,7 @@ from mnist_accel import cli
 from mnist_accel.console import report
 from mnist_accel.errors import UserError, printable
 from mnist_accel.files import write_whole
+from mnist_accel.pages.page import is_ours
 from mnist_accel.recipe import CONFIG, keys_of, option
 
 USAGE = "python -m mnist_accel report RUN… out=FILE"
@@ -20,7 +21,7 @@ COMPARISON = "comparison.html"
 class ReportOptions:
     out: Annotated[
         str | None,
-        option(f"the page (default: RUN/report.html; for several runs {COMPARISON} beside the first)", min_length=1),
+        option(f"the page (default: RUN/report.html; for several runs {COMPARISON} here)", min_length=1),
     ] = None
 
 
@@ -31,6 +32,7 @@ def main(argv: list[str]) -> int:
         report.show_keys(console, "Keys", keys_of(ReportOptions).values(), None)
         return 0
     typed, words = runs_and_keys(argv)
+    typed = [word for word in typed if not is_ours(Path(word))]  # runs/onepoch/* may hold an earlier page
     options: ReportOptions = cli.read_options(words, ReportOptions)
     if not typed:
         raise UserError(f"report: no run given. Type {USAGE}")
@@ -45,9 +47,8 @@ def main(argv: list[str]) -> int:
     try:
         write_whole(target, page.encode())
     except OSError as error:
-        raise UserError(
-            f"{options.out or target}: cannot be written ({error.strerror}). Name another with out=FILE"
-        ) from None
+        shown = f"out={options.out}" if options.out else str(target)
+        raise UserError(f"{shown}: cannot be written ({error.strerror}). Name another with out=FILE") from None
     report.facts(console, [("report", printable(min(str(target), os.path.relpath(target), key=len)))])
     return 0
 
@@ -65,13 +66,11 @@ def runs_and_keys(argv: list[str]) -> tuple[list[str], list[str]]:
 
 def choose_target(out: str | None, folders: list[Path]) -> Path:
     """Never over a file that is not such a page."""
-    from mnist_accel.pages.page import is_ours
-
     first = folders[0]
     if out:
         target = cli.expand_path(out, f"out={out}")
     else:
-        target = first / "report.html" if len(folders) == 1 else first.absolute().parent / COMPARISON
+        target = first / "report.html" if len(folders) == 1 else Path(COMPARISON)
     shown = f"out={out}" if out else str(target)
     if target.is_dir():
         raise UserError(f"{shown}: is a folder. Name a file in it, as out={out}/report.html")

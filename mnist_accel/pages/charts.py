@@ -9,7 +9,7 @@ from typing import NamedTuple
 from mnist_accel.pages.page import Html, joined, tag
 
 COLOURS = 10  # .s1 to .s10 of style.css
-LEFT, RIGHT, TOP, BOTTOM = 46, 14, 10, 26
+LEFT, RIGHT, TOP, BOTTOM = 46, 14, 10, 38
 MOST_DOTS = 60
 
 
@@ -54,7 +54,7 @@ def line_chart(
     log_y: bool = False,
     from_zero: bool = False,
     width: int = 360,
-    height: int = 210,
+    height: int = 222,
     legend: bool = True,
 ) -> Html:
     """A figure: caption, legend, and lines or points over axes. Values that a log scale cannot show are left out."""
@@ -70,7 +70,7 @@ def line_chart(
     y = fitted([at for _, at in points] + [0.0] * from_zero, log_y, height - BOTTOM, TOP)
     drawn = [axes(x, y, x_format, y_format, width, height), *(draw(one, x, y, y_format) for one in series)]
     if x_label:
-        drawn.append(tag("text", x_label, x=width - RIGHT, y=height - 1, class_="axis", text_anchor="end"))
+        drawn.append(tag("text", x_label, x=width - RIGHT, y=height - 6, class_="axis", text_anchor="end"))
     return figure(
         title, svg(described(title, series, y_format), width, height, drawn), legend_of(series) if legend else ""
     )
@@ -120,7 +120,7 @@ def axes(
         parts.append(tag("text", y_format(value), x=LEFT - 7, y=at, dy="0.32em", class_="axis", text_anchor="end"))
     for value in x.ticks(5):
         at = f"{x(value):.1f}"
-        parts.append(tag("text", x_format(value), x=at, y=height - BOTTOM + 14, class_="axis", text_anchor="middle"))
+        parts.append(tag("text", x_format(value), x=at, y=height - BOTTOM + 15, class_="axis", text_anchor="middle"))
     return joined(parts)
 
 
@@ -134,12 +134,17 @@ def draw(one: Series, x: Scale, y: Scale, form: Callable[[float], str]) -> Html:
         parts = [
             tag("path", d="M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in run), class_=classes(one))
             for run in unbroken(places)
+            if len(run) > 1
         ]
     if not one.line or len(places) <= MOST_DOTS:
         for index, place in enumerate(places):
             if place is not None:
                 note = one.notes[index] if one.notes else f"{one.label} {form(one.ys[index] or 0.0)}".strip()
-                dot = {"cx": f"{place[0]:.1f}", "cy": f"{place[1]:.1f}", "r": 2.2 if one.line else 4}
+                dot = {
+                    "cx": f"{place[0]:.1f}",
+                    "cy": f"{place[1]:.1f}",
+                    "r": 2.2 if one.line and len(places) > 1 else 4,
+                }
                 parts.append(tag("circle", tag("title", note), **dot, class_=f"dot {colour(one.colour)}"))
     return joined(parts)
 

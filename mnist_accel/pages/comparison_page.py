@@ -81,7 +81,12 @@ def legend(names: Sequence[str]) -> Html:
 
 def named(name: str, number: int) -> Html:
     patch = tag("rect", width=10, height=10, rx=2, class_=f"fill {colour(number)}")
-    return joined([tag("span", tag("svg", patch, viewBox="0 0 10 10"), class_="square", aria_hidden="true"), name])
+    return joined(
+        [
+            tag("span", tag("svg", patch, viewBox="0 0 10 10"), class_="square", aria_hidden="true"),
+            tag("span", name, class_="name"),
+        ]
+    )
 
 
 def settings(records: Sequence[RunRecord], names: Sequence[str]) -> Html:

@@ -90,12 +90,13 @@ def schedule(record: RunRecord) -> tuple[list[float], list[float]] | None:
     if not (0 <= warmup < 1 and step_epochs >= 1 and 0 < step_factor <= 1):
         return None
     every = max(1, total // POINTS)
-    at = [*range(0, total, every), total - 1]
+    at = [*range(0, total - 1, every), total - 1]
     factors = [
         lr_factor(str(name), k, total, warmup=warmup, steps_per_drop=int(step_epochs) * steps, drop_factor=step_factor)
         for k in at
     ]
-    return [k / steps for k in at], [float(lr or 0) * factor for factor in factors]
+    xs = [k / steps for k in at[:-1]] + [float(result.epochs)]  # the last step is drawn where it ends
+    return xs, [float(lr or 0) * factor for factor in factors]
 
 
 def is_number(value: object) -> bool:

@@ -110,7 +110,10 @@ def joined(parts: Iterable[object]) -> Html:
 
 
 def escaped(value: object) -> str:
-    return html.escape(home_as_tilde(str(value)))
+    text = home_as_tilde(str(value))
+    if not text.isprintable():  # nor what UTF-8 cannot hold
+        text = "".join(sign if sign.isprintable() or sign in "\n\t" else "?" for sign in text)
+    return html.escape(text)
 
 
 def home_as_tilde(text: str) -> str:

@@ -92,10 +92,10 @@ def draw(layers: Sequence[Layer], roofline: Roofline, width: int, height: int, t
     ridge = roofline.matmul_gflops / roofline.copy_gb_s
     speeds = [each.gflops for layer in layers for each in layer.passes]
     x = fitted([*(layer.intensity for layer in layers), ridge], True, LEFT, width - RIGHT)
-    y = fitted([*speeds, roofline.matmul_gflops], True, height - BOTTOM - LINE, TOP)
+    y = fitted([*speeds, roofline.matmul_gflops], True, height - BOTTOM, TOP)
     at = [[(x(layer.intensity), y(each.gflops)) for each in layer.passes] for layer in layers]
     taken = [around(place) for places in at for place in places]
-    parts: list[object] = [axes(x, y, three_figures, three_figures, width, height - int(LINE))]
+    parts: list[object] = [axes(x, y, three_figures, three_figures, width, height)]
     parts += [stem(layer, x, y, roofline) for layer in layers]
     parts.append(roof(x, y, roofline, ridge))
     parts.append(roof_labels(x, y, roofline, ridge, taken))
@@ -104,7 +104,7 @@ def draw(layers: Sequence[Layer], roofline: Roofline, width: int, height: int, t
         for layer, places in zip(layers, at, strict=True)
         for each, place in zip(layer.passes, places, strict=True)
     ]
-    area = Box(LEFT, TOP - 8, width, height - BOTTOM - LINE)
+    area = Box(LEFT, TOP - 8, width, height - BOTTOM)
     parts += [name(layer.name, places, taken, area) for layer, places in zip(layers, at, strict=True)]
     parts.append(tag("text", "FLOP/byte", x=width - RIGHT, y=height - 3, class_="axis", text_anchor="end"))
     told = ", ".join(
