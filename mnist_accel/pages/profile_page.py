@@ -162,7 +162,7 @@ def against_the_roof(summary: ProfileSummary, no_roofline: str) -> Html:
     if not summary.roofline:
         why = no_roofline or "the roof could not be measured"
         return tag("p", f"No plot, and no percent of the roof: {brief(printable(why), LONGEST_TEXT)}.", class_="note")
-    said = [what_the_roof_is(summary.roofline)]
+    said = [brief(what_the_roof_is(summary.roofline), LONGEST_TEXT)]
     if any(row.weight_gradient_ms is None and row.backward_ms for row in summary.convolutions):
         said.append("Where nobody has measured how backward divides into its two gradients, it is one mark.")
     notes = [tag("p", text, class_="note below") for text in said]

@@ -49,12 +49,19 @@ class Box(NamedTuple):
 
 def layers_of(rows: Sequence[ConvolutionRow], roofline: Roofline) -> list[Layer]:
     """Those that take longest, with the passes whose speed is known."""
+    if not all(map(can_be_drawn, (roofline.matmul_gflops, roofline.copy_gb_s))):
+        return []
     found = []
     for row in sorted(rows, key=lambda row: -row.ms):
         passes = list(passes_of(row, roofline))
-        if row.intensity and passes:
-            found.append(Layer(brief(label(row)), row.intensity, passes))
+        if passes and all(map(can_be_drawn, [row.intensity or 0, *(each.gflops for each in passes)])):
+            found.append(Layer(brief(label(row)), row.intensity or 0, passes))
     return found[:PLOTTED]
+
+
+def can_be_drawn(value: float) -> bool:
+    """No trace of a real machine has others."""
+    return 1e-9 < value < 1e15
 
 
 def passes_of(row: ConvolutionRow, roofline: Roofline | None) -> Iterator[Pass]:
@@ -93,7 +100,7 @@ def draw(layers: Sequence[Layer], roofline: Roofline, width: int, height: int, t
     speeds = [each.gflops for layer in layers for each in layer.passes]
     x = fitted([*(layer.intensity for layer in layers), ridge], True, LEFT, width - RIGHT)
     y = fitted([*speeds, roofline.matmul_gflops], True, height - BOTTOM, TOP)
-    at = [[(x(layer.intensity), y(each.gflops)) for each in layer.passes] for layer in layers]
+    at = [places_of(layer, x, y) for layer in layers]
     taken = [around(place) for places in at for place in places]
     parts: list[object] = [axes(x, y, three_figures, three_figures, width, height)]
     parts += [stem(layer, x, y, roofline) for layer in layers]
@@ -113,6 +120,16 @@ def draw(layers: Sequence[Layer], roofline: Roofline, width: int, height: int, t
         for each in layer.passes
     )
     return svg(f"{title}: {told}", width, height, parts)
+
+
+def places_of(layer: Layer, x: Scale, y: Scale) -> list[tuple[float, float]]:
+    """Of equally fast passes the later stand beside the first."""
+    places: list[tuple[float, float]] = []
+    for each in layer.passes:
+        at = y(each.gflops)
+        hidden = sum(abs(at - other) < MARK for _, other in places)
+        places.append((x(layer.intensity) + hidden * 2.2 * MARK, at))
+    return places
 
 
 def around(place: tuple[float, float], by: float = MARK + 1) -> Box:

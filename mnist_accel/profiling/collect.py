@@ -25,13 +25,13 @@ from mnist_accel.files import write_whole
 from mnist_accel.machine.runtime import Runtime, describe_machine, synchronised_clock
 from mnist_accel.phase import NOTHING
 from mnist_accel.profiling.attribution import SAVING
-from mnist_accel.profiling.folder import MakePage, make_folder, trace_name, write_summary
+from mnist_accel.profiling.folder import PAGE, MakePage, make_folder, trace_name
 from mnist_accel.profiling.gradients import measure_gradients
 from mnist_accel.profiling.layers import analyse
 from mnist_accel.profiling.roofline import Roofline, roofline_that_fits
 from mnist_accel.profiling.steady import kept_of, middle_half
-from mnist_accel.profiling.summary import Cost, ProfileSummary, RankTimes, summarise
-from mnist_accel.profiling.trace_file import LAYER, MODULE, PHASE, trace_in
+from mnist_accel.profiling.summary import Cost, ProfileSummary, RankTimes, as_json, summarise
+from mnist_accel.profiling.trace_file import LAYER, MODULE, PHASE, SUMMARY, trace_in
 from mnist_accel.training.state import StepInfo
 
 # Steps that settle, are timed plainly, warm the profiler up, are traced, settle again, are timed plainly again.
@@ -232,11 +232,16 @@ class Profile:
             machine=describe_machine(self.runtime.device_name, self.runtime.threads),
         )
         if self.folder:
-            try:
-                write_summary(self.folder, summary, self.make_page)
-            except OSError as error:
-                self.on_problem(f"summary and page in {self.folder} could not be written: {error.strerror}")
+            self.leave(self.folder / SUMMARY, as_json(summary))
+            if self.make_page:
+                self.leave(self.folder / PAGE, self.make_page(summary))
         self.on_summary(summary)
+
+    def leave(self, path: Path, text: str) -> None:
+        try:
+            write_whole(path, text.encode())
+        except OSError as error:
+            self.on_problem(f"{path} could not be written: {error.strerror}")
 
 
 @contextmanager

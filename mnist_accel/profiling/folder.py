@@ -8,9 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mnist_accel.files import new_folder, write_whole
-from mnist_accel.profiling.summary import ProfileSummary, as_json
-from mnist_accel.profiling.trace_file import SUMMARY
+from mnist_accel.files import new_folder
+from mnist_accel.profiling.summary import ProfileSummary
 
 PROFILES = Path("profiles")
 PAGE = "profile.html"
@@ -30,10 +29,3 @@ def make_folder(recipe: str) -> list[Any]:
 
 def trace_name(rank: int, stamp: int) -> str:
     return f"rank{rank}.{stamp}.pt.trace.json.gz"
-
-
-def write_summary(folder: Path, summary: ProfileSummary, make_page: MakePage | None) -> None:
-    """And the page that shows it, where somebody makes one."""
-    write_whole(folder / SUMMARY, as_json(summary).encode())
-    if make_page:
-        write_whole(folder / PAGE, make_page(summary).encode())
