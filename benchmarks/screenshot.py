@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
-TALLEST = 1100  # pixels: a README shows the top of a page
+TALLEST = 1500  # pixels: a README shows the top of a page
 
 
 def find_chromium() -> str | None:
@@ -32,7 +32,7 @@ def main(page: Path, picture: Path, width: int, scheme: str, tallest: int | None
     if page.is_dir():
         page = page / "report.html"
     with browser() as chromium:
-        shown = chromium.new_page(viewport={"width": width, "height": TALLEST}, color_scheme=scheme, offline=True)
+        shown = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
         shown.goto(page.resolve().as_uri())
         height = shown.evaluate("document.documentElement.scrollHeight")
         clip = {"x": 0, "y": 0, "width": width, "height": min(height, tallest or height)}
@@ -41,7 +41,7 @@ def main(page: Path, picture: Path, width: int, scheme: str, tallest: int | None
 
 if __name__ == "__main__":
     words = sys.argv[1:]
-    size = int(words[2]) if len(words) > 2 else 1000
+    size = int(words[2]) if len(words) > 2 else 1180
     main(
         Path(words[0]),
         Path(words[1]),

@@ -18,7 +18,7 @@ class Shown:
 
     page: Any
     complaints: list[str] = field(default_factory=list)
-    asked_for: list[str] = field(default_factory=list)  # addresses, its own first
+    asked_for: list[str] = field(default_factory=list)  # addresses of files or hosts, its own first
 
     def ask(self, code: str, *arguments: Any) -> Any:
         return self.page.evaluate(code, *arguments)

@@ -25,6 +25,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from browser import browser, show
 from filelock import FileLock
 from jobs import ROOT, TWO, WORDS, Begin, Launch, Run, a_run, as_if_killed, beginning, file_limit
 from mirror import Server
@@ -43,6 +44,8 @@ from mnist_accel.runs.result import RunResult
 from mnist_accel.runs.trainer import Trainer, TrainerCallbacks
 from mnist_accel.runs.watcher import Start, Watcher
 from mnist_accel.training.state import BuildStepper, EpochStats, Position, StepInfo, Stepper
+
+__all__ = ["browser", "show"]  # fixtures of pages' tests
 
 KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH")
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "ACCELERATE_MIXED_PRECISION")

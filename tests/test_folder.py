@@ -299,7 +299,8 @@ def test_a_full_disk_does_not_stop_the_training_and_the_exit_code_tells(
     assert ended.returncode == 4
     lines = ended.stdout.splitlines()
     problems = [line for line in lines if "could not be written" in line]
-    written = ("recipe.json", "checkpoints/step-000000060.safetensors", "model.safetensors", "result.json")
+    written = ("recipe.json", "checkpoints/step-000000060.safetensors", "model.safetensors")
+    written += ("evaluation.safetensors", "result.json")
     for line, name in zip(problems, written, strict=True):
         assert str(out / name) in line and "File too large" in line
     (epoch,) = [line for line in lines if line.startswith("epoch 1/1")]

@@ -105,6 +105,17 @@ def test_the_figures_are_those_of_the_result(name: str, run_here: RunHere, monke
     matrix = confusion(read)
     hits = sum(row[index] for index, row in enumerate(matrix))
     assert (hits, sum(map(sum, matrix))) == (result.correct, result.total)
+    labels = load_file(ran.folder / "evaluation.safetensors")["labels"]
+    if result.positive:
+        threes = int((labels == 3).sum())
+        assert [sum(row) for row in matrix] == [threes, len(labels) - threes]  # rows are the truth
+        assert 100 * matrix[0][0] / threes == pytest.approx(result.positive.recall)
+    else:
+        assert [sum(row) for row in matrix] == labels.bincount(minlength=10).tolist()
+        for digit, (row, there) in enumerate(zip(matrix, map(sum, matrix), strict=True)):
+            said, right = sum(line[digit] for line in matrix), row[digit]
+            shares = [f"{100 * right / whole:.2f}" if whole else "–" for whole in (there, said)]
+            assert [f"{digit}", f"{there}", f"{there - right}", *shares] in read.rows
     # Again, without the images or any training.
     monkeypatch.setattr("mnist_accel.data.dataset.load_dataset", None)
     assert again(ran.folder) == page and len(page) < 200_000
@@ -200,7 +211,7 @@ def test_an_evaluation_of_another_run_is_not_shown_as_this_one_s(ran: Ran) -> No
     assert "evaluation.safetensors is not of this run" in read.text and "Confusion" not in read.text
 
 
-HOSTILE = [None, True, -1, 0, 10**400, 1e300, -1e-300, "", "x" * 100_000, [], [[]], {}, {"a": 1}, "nan"]
+HOSTILE = [None, True, -1, 0, 10**400, 1e300, -1e-300, 5e-324, "", "x" * 100_000, [], [[]], {}, {"a": 1}, "nan"]
 
 
 def test_a_file_that_lies_costs_one_line_and_never_a_traceback(ran: Ran, tmp_path: Path) -> None:
@@ -308,6 +319,16 @@ def test_a_mistake_costs_one_line(
         report.main([str(ran.folder) if word == "RUN" else word for word in words])
     assert str(refused.value).startswith(said) and "\n" not in str(refused.value)
     assert Path("mine.txt").read_text() == "mine"
+
+
+def test_a_run_of_very_many_epochs_has_a_page_that_still_opens(ran: Ran) -> None:
+    result = json.loads((ran.folder / "result.json").read_text())
+    first, last = result["history"]
+    result["history"] = [first | {"epoch": epoch} for epoch in range(1, 30_000)] + [last | {"epoch": 30_000}]
+    (ran.folder / "result.json").write_text(json.dumps(result | {"epochs": 30_000}))
+    page = again(ran.folder)
+    assert len(page) < 1_000_000 and "1,001 of 30,000 epochs" in Read(page).text
+    assert any(row[0] == "30000" for row in Read(page).rows)
 
 
 # When a run writes it

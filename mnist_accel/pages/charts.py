@@ -11,6 +11,8 @@ from mnist_accel.pages.page import Html, joined, tag
 COLOURS = 10  # .s1 to .s10 of style.css
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 10, 38
 MOST_DOTS = 60
+SMALLEST = 1e-30  # of a log scale, and of a difference that is drawn
+CLOSEST = 1e-9  # the same as a share
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def line_chart(
     if not points:
         return Html()
     x = fitted([at for at, _ in points], log_x, LEFT, width - RIGHT, padded=False)
-    y = fitted([at for _, at in points] + [0.0] * from_zero, log_y, height - BOTTOM, TOP)
+    y = fitted([at for _, at in points] + [0.0] * (from_zero and not log_y), log_y, height - BOTTOM, TOP)
     drawn = [axes(x, y, x_format, y_format, width, height), *(draw(one, x, y, y_format) for one in series)]
     if x_label:
         drawn.append(tag("text", x_label, x=width - RIGHT, y=height - 6, class_="axis", text_anchor="end"))
@@ -164,19 +166,20 @@ def colour(number: int) -> str:
 
 
 def is_shown(value: float, log: bool) -> bool:
-    return math.isfinite(value) and (value > 0 or not log)
+    return math.isfinite(value) and (value > SMALLEST or not log)
 
 
 def fitted(values: Sequence[float], log: bool, first: float, last: float, padded: bool = True) -> Scale:
     """A scale that holds all values, with some air around them where ``padded``."""
     low, high = min(values), max(values)
     if log:
-        if low == high:
+        if high <= low * (1 + CLOSEST):
             low, high = low / 2, high * 2
         air = (high / low) ** 0.06 if padded else 1.0
         return Scale(low / air, high * air, True, first, last)
-    if low == high:
-        low, high = low - (abs(low) or 1.0) * 0.05, high + (abs(high) or 1.0) * 0.05
+    if high - low < max(SMALLEST, CLOSEST * abs(low)):
+        around = 0.05 * (abs(low) if abs(low) > SMALLEST else 1.0)
+        low, high = low - around, high + around
     air = (high - low) * 0.06 if padded else 0.0
     return Scale(low if low == 0 else low - air, high + air, False, first, last)
 

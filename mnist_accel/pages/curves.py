@@ -8,6 +8,7 @@ from mnist_accel.pages.charts import Series, line_chart
 from mnist_accel.pages.page import Html, tag
 from mnist_accel.runs.record import RunRecord
 from mnist_accel.training.optim import lr_factor
+from mnist_accel.training.state import EpochStats
 
 
 class Axes(TypedDict):
@@ -16,11 +17,12 @@ class Axes(TypedDict):
 
 
 POINTS = 200  # of the planned learning rate
+MOST_EPOCHS = 1000
 
 
 def of_one(record: RunRecord) -> Html:
     """Loss and accuracy, in training and on the images that score it, and the learning rate."""
-    history, scored = record.result.history, scored_on(record)
+    history, scored = thinned(record.result.history), scored_on(record)
     epochs = [float(stats.epoch) for stats in history]
     losses = [
         Series("training", epochs, [stats.train_loss for stats in history], 2, dashed=True),
@@ -39,11 +41,10 @@ def of_one(record: RunRecord) -> Html:
 
 def of_several(records: Sequence[RunRecord], names: Sequence[str]) -> Html:
     def overlaid(pick: str) -> list[Series]:
+        histories = [thinned(record.result.history) for record in records]
         return [
-            Series(
-                name, [float(s.epoch) for s in one.result.history], [getattr(s, pick) for s in one.result.history], n
-            )
-            for n, (name, one) in enumerate(zip(names, records, strict=True), 1)
+            Series(name, [float(stats.epoch) for stats in history], [getattr(stats, pick) for stats in history], number)
+            for number, (name, history) in enumerate(zip(names, histories, strict=True), 1)
         ]
 
     axes: Axes = {"x_label": "epoch", "x_format": whole}
@@ -55,6 +56,12 @@ def of_several(records: Sequence[RunRecord], names: Sequence[str]) -> Html:
         loss_chart("Training loss", overlaid("train_loss"), legend=False),
         line_chart("Learning rate", rates, from_zero=True, legend=False, **axes),
     )
+
+
+def thinned(history: Sequence[EpochStats]) -> Sequence[EpochStats]:
+    """At most ``MOST_EPOCHS`` or so of them, the last one included: a page of 100,000 would open nowhere."""
+    every = ceil(len(history) / MOST_EPOCHS) or 1
+    return [stats for index, stats in enumerate(history) if index % every == 0 or index == len(history) - 1]
 
 
 def charts(*figures: object) -> Html:
@@ -73,7 +80,7 @@ def loss_chart(title: str, series: Sequence[Series], legend: bool = True) -> Htm
 def learning_rate(record: RunRecord, name: str = "", colour: int = 1) -> Series:
     """As its schedule moved it, step by step; as the history has it where the recipe is not known."""
     planned = schedule(record)
-    history = record.result.history
+    history = thinned(record.result.history)
     xs, ys = planned or ([float(stats.epoch) for stats in history], [stats.lr for stats in history])
     return Series(name, xs, list(ys), colour)
 

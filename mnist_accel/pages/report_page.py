@@ -77,8 +77,10 @@ def learning(record: RunRecord) -> Html:
         figures = table(("", "training", scored), rows, label="The epoch", numbers=(1, 2))
         return tag("div", figures, curves.of_one(record), class_="beside")
     columns = ("epoch", "training loss", f"{scored} loss", "training %", f"{scored} %", "lr at its end", "seconds")
-    epochs = table(columns, map(row_of, history), label="Every epoch", numbers=range(1, len(columns)))
-    return joined([curves.of_one(record), tag("details", tag("summary", f"All {len(history)} epochs"), epochs)])
+    shown = curves.thinned(history)
+    title = f"{'All' if len(shown) == len(history) else f'{len(shown):,} of'} {len(history):,} epochs"
+    epochs = table(columns, map(row_of, shown), label="Epoch by epoch", numbers=range(1, len(columns)))
+    return joined([curves.of_one(record), tag("details", tag("summary", title), epochs)])
 
 
 def row_of(stats: EpochStats) -> tuple[str, ...]:

@@ -99,8 +99,8 @@ class RunFolder:
             elif stale.name != LOCK:
                 stale.unlink()
 
-    def write_json(self, name: str, value: object) -> None:
-        self.write(name, (json.dumps(finite(value), indent=2, allow_nan=False) + "\n").encode())
+    def write_json(self, name: str, value: object) -> bool:
+        return self.write(name, (json.dumps(finite(value), indent=2, allow_nan=False) + "\n").encode())
 
     def append_history(self, stats: EpochStats) -> None:
         try:

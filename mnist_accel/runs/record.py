@@ -14,7 +14,7 @@ from mnist_accel.runs import evaluation
 from mnist_accel.runs.evaluation import BadEvaluation, Evaluation
 from mnist_accel.runs.result import SCHEMA, RunResult
 
-MAX_BYTES = 1 << 23  # a history of 10,000 epochs takes 4 MB
+MAX_BYTES = 1 << 26  # a history of 100,000 epochs takes 40 MB
 MAX_NUMBER = 1e15
 Setting = bool | int | float | str | None
 

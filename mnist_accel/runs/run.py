@@ -78,13 +78,13 @@ def run(
         progress.error = out_of_memory(recipe.batch_size, runtime)
     result = describe(request, runtime, data, progress, started, resumed)
     if main:
-        folder.write_json("result.json", asdict(result))
+        written = folder.write_json("result.json", asdict(result))
         if result.status == "failed":
             with suppress(PeerLost, RuntimeError):  # the launcher is gone, and nobody is left to tell
                 tell_later_attempts_failed(str(progress.error))
         if progress.error is None:
             watcher.on_end(result)
-        if make_report and result.history:
+        if make_report and result.history and written:
             report(folder, make_report, watcher)
     if progress.error is not None:
         if not progress.error.here_only:
@@ -236,7 +236,7 @@ def go_on(trainer: Trainer, resumed: Resumption, options: RunOptions) -> None:
 def report(folder: RunFolder, make_report: Callable[[Path], str], watcher: Watcher) -> None:
     try:
         page = make_report(folder.path)
-    except UserError as error:  # what it is made of is not there: the disk was full
+    except UserError as error:  # another process of the user's was at the folder
         folder.note(f"{folder.path / REPORT} could not be made: {error}")
         return
     if folder.write(REPORT, page.encode()):
