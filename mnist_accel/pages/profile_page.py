@@ -79,10 +79,10 @@ def header(summary: ProfileSummary, place: Place) -> Html:
 def sections(summary: ProfileSummary, place: Place, no_roofline: str) -> Iterator[Section]:
     if not summary.without_kernels:
         yield Section("The step by phase", phases(summary.phases), "phases")
-        yield Section("Convolutions", convolutions(summary), "convolutions", most_of(summary.convolutions))
         if summary.convolutions:
             lead = how_to_read(summary)
             yield Section("Against the roof", against_the_roof(summary, no_roofline), "roofline", lead)
+        yield Section("Convolutions", convolutions(summary), "convolutions", most_of(summary.convolutions))
         if summary.verdict.other_layers:
             yield Section("Other layers", other_layers(summary), "layers", most_of(summary.verdict.other_layers))
     if summary.ranks and len(summary.ranks) > 1:
@@ -121,12 +121,18 @@ def convolutions(summary: ProfileSummary) -> Html:
         )
         for row in rows
     ]
-    note = (
-        "A shape is images × channels × size → channels × size, kernel. Backward is the weights' gradient and the "
-        "input's; the images need none."
-    )
     times = table(columns, shown, label="Time by convolution", numbers=range(1, len(columns) - 1))
-    return joined([times, tag("p", note, class_="note below"), pass_by_pass(rows, summary)])
+    return joined([times, tag("p", what_a_row_means(summary), class_="note below"), pass_by_pass(rows, summary)])
+
+
+def what_a_row_means(summary: ProfileSummary) -> str:
+    alone = (
+        "" if summary.on_gpu else ", which are divided as each takes when it is asked for alone, behind the last step"
+    )
+    return (
+        "A shape is images × channels × size → channels × size, kernel. Backward is the gradient of the weights "
+        f"and that of the input{alone}. The images need none."
+    )
 
 
 def pass_by_pass(rows: Sequence[ConvolutionRow], summary: ProfileSummary) -> Html:
