@@ -152,6 +152,14 @@ def test_where_nobody_knows_how_backward_divides_it_is_one_mark(summary: Profile
     assert "it is one mark" in page_of(replace(summary, convolutions=[row]), HERE)
 
 
+def test_trace_takes_from_the_run_how_backward_divides(folder: Path, summary: ProfileSummary) -> None:
+    for name in (NAME, "rank1.1.pt.trace.json"):
+        again, _, is_whole_run = trace.summary_of(folder / name)
+        assert is_whole_run == (name == NAME)
+        shares = [row.weight_share for row in again.convolutions]
+        assert shares == pytest.approx([row.weight_share for row in summary.convolutions])
+
+
 # Traces from anywhere
 
 

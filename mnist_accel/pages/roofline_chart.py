@@ -18,6 +18,7 @@ MARK = 4.5  # half a mark's side
 COLOURS = {"forward": 1, "weight gradient": 2, "input gradient": 3, "backward": 4}
 RADII = (9.0, 15.0, 23.0, 33.0, 46.0, 62.0, 82.0)  # of a label around its mark; far ones get a line to it
 FAR = 16.0
+PIECES = 40  # that the roof's slope is taken for
 
 
 class Pass(NamedTuple):
@@ -106,6 +107,7 @@ def draw(layers: Sequence[Layer], roofline: Roofline, width: int, height: int, t
     parts += [stem(layer, x, y, roofline) for layer in layers]
     parts.append(roof(x, y, roofline, ridge))
     parts.append(roof_labels(x, y, roofline, ridge, taken))
+    taken += roof_boxes(x, y, roofline, ridge)
     parts += [
         mark(layer, each, place)
         for layer, places in zip(layers, at, strict=True)
@@ -123,12 +125,13 @@ def draw(layers: Sequence[Layer], roofline: Roofline, width: int, height: int, t
 
 
 def places_of(layer: Layer, x: Scale, y: Scale) -> list[tuple[float, float]]:
-    """Of equally fast passes the later stand beside the first."""
+    """Of passes that are about as fast the later stand beside the first."""
     places: list[tuple[float, float]] = []
     for each in layer.passes:
-        at = y(each.gflops)
-        hidden = sum(abs(at - other) < MARK for _, other in places)
-        places.append((x(layer.intensity) + hidden * 2.2 * MARK, at))
+        at = (x(layer.intensity), y(each.gflops))
+        while any(around(at, MARK).meets(around(other, 0.8 * MARK)) for other in places):
+            at = (at[0] + 2.2 * MARK, at[1])
+        places.append(at)
     return places
 
 
@@ -149,6 +152,15 @@ def roof(x: Scale, y: Scale, roofline: Roofline, ridge: float) -> Html:
     begins = max(x.low, y.low / roofline.copy_gb_s)
     places = [(begins, begins * roofline.copy_gb_s), (ridge, roofline.matmul_gflops), (x.high, roofline.matmul_gflops)]
     return tag("path", d="M" + "L".join(f"{x(a):.1f} {y(b):.1f}" for a, b in places), class_="roof")
+
+
+def roof_boxes(x: Scale, y: Scale, roofline: Roofline, ridge: float) -> Iterator[Box]:
+    """What names keep off: the flat part, and the slope in small pieces."""
+    peak, begins = y(roofline.matmul_gflops), max(x.low, y.low / roofline.copy_gb_s)
+    yield Box(x(ridge), peak - 2, x.last, peak + 2)
+    for piece in range(PIECES + 1):
+        at = begins * (ridge / begins) ** (piece / PIECES)
+        yield around((x(at), y(at * roofline.copy_gb_s)), 3)
 
 
 def roof_labels(x: Scale, y: Scale, roofline: Roofline, ridge: float, taken: list[Box]) -> Html:
