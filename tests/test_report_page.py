@@ -233,6 +233,15 @@ def test_a_file_that_lies_costs_one_line_and_never_a_traceback(ran: Ran, tmp_pat
     assert tried > 80
 
 
+@pytest.mark.parametrize("number", [10**400, -1e16, float("inf"), float("nan")])
+def test_numbers_that_cannot_be_computed_with_are_refused(ran: Ran, number: float) -> None:
+    whole = json.loads((ran.folder / "result.json").read_text())
+    for name in ("epochs", "train_images", "train_seconds", "accuracy"):
+        (ran.folder / "result.json").write_text(json.dumps(whole | {name: number}))
+        with pytest.raises(UserError, match="it holds a number that cannot be"):
+            report_page.page_of(ran.folder)
+
+
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return ([path] if path else []) + [place for key, item in inside for place in places(item, (*path, key))]
