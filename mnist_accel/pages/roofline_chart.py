@@ -12,7 +12,7 @@ from mnist_accel.profiling.wording import label, three_figures
 
 PLOTTED = 24  # layers: more cannot be told apart
 SIZES = {"wide": (960, 470), "narrow": (360, 380)}
-LETTER, LINE = 6.4, 13.0  # pixels of a letter and a line of 11 px, generously
+LETTER, LINE = 6.4, 14.0  # pixels of a letter and a line of 11 px, generously
 LONGEST_NAME = 18
 MARK = 4.5  # half a mark's side
 COLOURS = {"forward": 1, "weight gradient": 2, "input gradient": 3, "backward": 4}
