@@ -36,7 +36,7 @@ def main() -> int:
         return job.spawn(options.processes, __file__, sys.argv[1:], options.restarts)
     shown = report.RunReport(report.make_console())
     watcher = Watcher(shown.on_start, shown.on_step, shown.on_epoch, shown.on_problem, shown.on_end, shown.on_report)
-    watcher.on_profile = partial(show_profile, shown)
+    watcher.on_profile, watcher.make_profile_page = partial(show_profile, shown), make_profile_page
     try:
         _, folder = run.run(request, watcher, STARTED, make_report)
     finally:
@@ -49,6 +49,12 @@ def make_report(folder: Path) -> str:
     from mnist_accel.pages import report_page  # when there is something to report
 
     return report_page.page_of(folder)
+
+
+def make_profile_page(summary: Any) -> str:
+    from mnist_accel.pages import profile_page
+
+    return profile_page.page_of_run(summary)
 
 
 def show_profile(shown: report.RunReport, summary: Any) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of pages as a browser shows them: ``python -m benchmarks.screenshot PAGE PICTURE.png [WIDTH [dark]]``.
+"""Pictures of pages in a browser: ``python -m benchmarks.screenshot PAGE PICTURE.png [WIDTH [HEIGHT]] [dark]``.
 
 PAGE is a file, or the folder of a run, whose report.html is meant. Needs playwright (the extra dev) and a chromium.
 """
@@ -41,11 +41,7 @@ def main(page: Path, picture: Path, width: int, scheme: str, tallest: int | None
 
 if __name__ == "__main__":
     words = sys.argv[1:]
-    size = int(words[2]) if len(words) > 2 else 1180
-    main(
-        Path(words[0]),
-        Path(words[1]),
-        size,
-        "dark" if "dark" in words else "light",
-        None if "all" in words else TALLEST,
-    )
+    typed = [int(word) for word in words[2:] if word.isdecimal()]
+    width, height = typed + [1180, TALLEST][len(typed) :]
+    scheme = "dark" if "dark" in words else "light"
+    main(Path(words[0]), Path(words[1]), width, scheme, None if "all" in words else height)

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -92,8 +93,9 @@ def run_here(request: cli.Request) -> "RunResult":
     watcher = Watcher(shown.on_start, shown.on_step, shown.on_epoch, shown.on_problem, shown.on_end, shown.on_report)
     if request.options.profile:
         from mnist_accel.console.profile_report import show_profile
+        from mnist_accel.pages.profile_page import page_of_run
 
-        watcher.on_profile = lambda summary: show_profile(shown.console, summary)
+        watcher.on_profile, watcher.make_profile_page = partial(show_profile, shown.console), page_of_run
     try:
         return run.run(request, watcher, started, page_of)[0]
     finally:

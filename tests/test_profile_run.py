@@ -59,15 +59,16 @@ def left_in(home: Path) -> tuple[list[str], dict[str, Any]]:
     return sorted(path.name for path in profile.iterdir()), json.loads((profile / "summary.json").read_text())
 
 
-def test_it_leaves_a_trace_under_the_plugin_s_name_and_a_summary(profiled: Run, folder: Path) -> None:
+def test_it_leaves_a_trace_under_the_plugin_s_name_a_summary_and_a_page(profiled: Run, folder: Path) -> None:
     assert (profiled.code, profiled.err) == (0, "")
     names, summary = left_in(folder)
-    assert len(names) == 2 and names[1] == "summary.json"
-    assert re.fullmatch(r"rank0\.\d+\.pt\.trace\.json\.gz", names[0])
+    page, trace, *others = names
+    assert (page, others) == ("profile.html", ["summary.json"])
+    assert re.fullmatch(r"rank0\.\d+\.pt\.trace\.json\.gz", trace)
     (profile,) = (folder / "profiles").iterdir()
     assert re.fullmatch(r"efficient25k-\d{8}-\d{6}", profile.name)
     assert summary["schema"] == 1 and summary["recipe"] == "efficient25k" and summary["batch_size"] == 50
-    assert summary["trace"] == names[0] and summary["eager"] and summary["usually_eager"]
+    assert summary["trace"] == trace and summary["eager"] and summary["usually_eager"]
     assert summary["steps"] == TRACED == len(summary["cost"]["profiled"]) and 0 <= summary["set_aside"] < TRACED
     assert len(summary["cost"]["plain_before"]) == len(summary["cost"]["plain_after"]) == TIMED
     assert summary["step_ms"] == pytest.approx(summary["cost"]["plain_ms"]) and summary["scale"] > 0
@@ -111,6 +112,7 @@ def test_the_console_shows_all_four_parts(profiled: Run) -> None:
     assert any(line.startswith("Roof: fp32 matrix product ") for line in lines)
     assert any(line.startswith("Profiling: a step took ") for line in lines)
     assert any(line.startswith("python -m mnist_accel trace profiles/efficient25k-") for line in lines)
+    assert any(re.match(r"profiles/efficient25k-\S+/profile.html   shows this", line) for line in lines)
 
 
 def test_results_with_and_without_it_are_identical(profiled: Run, run_launch: Launch, folder: Path) -> None:
@@ -140,8 +142,8 @@ def test_every_rank_leaves_a_trace_in_the_same_folder(two_ranks: tuple[Run, Path
     run, home = two_ranks
     assert (run.code, run.err) == (0, "")
     names, summary = left_in(home)
-    stamps = {name.split(".")[1] for name in names[:2]}
-    assert [name.split(".")[0] for name in names] == ["rank0", "rank1", "summary"] and len(stamps) == 1
+    stamps = {name.split(".")[1] for name in names[1:3]}
+    assert [name.split(".")[0] for name in names] == ["profile", "rank0", "rank1", "summary"] and len(stamps) == 1
     assert summary["world_size"] == 2 and [rank["rank"] for rank in summary["ranks"]] == [0, 1]
     assert summary["roofline"]["precision"] == summary["precision"] == "bf16"
     assert "all-reduce" in [phase["name"] for phase in summary["phases"]]

@@ -25,6 +25,7 @@ from mnist_accel.profiling import roofline, trace_file
 from mnist_accel.profiling.collect import PLANNED, make_folder, naming_layers, plan
 from mnist_accel.profiling.compare import compare
 from mnist_accel.profiling.flops import shape_of
+from mnist_accel.profiling.gradients import gradients, measure_gradients
 from mnist_accel.profiling.layers import IDLE, Analysis, analyse
 from mnist_accel.profiling.roofline import Roofline, measure_roofline, roofline_that_fits
 from mnist_accel.profiling.summary import ProfileSummary, RankTimes, as_json, summarise, summary_beside
@@ -900,3 +901,59 @@ def test_a_summary_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert summary_beside(path) == (summary, "")
     (tmp_path / "summary.json").write_text(as_json(summary).replace('"copy_gb_s": 5.0', '"copy_gb_s": 0.0'))
     assert summary_beside(path)[0] is None, "nothing can be in percent of it"
+
+
+# The two gradients
+
+
+def test_backward_divides_as_its_two_gradients_take_when_asked_for_alone(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 16, 3), nn.Conv2d(16, 4, 3, groups=4, padding=1), nn.Conv2d(4, 2, 26))
+    path, _ = traced(network, tmp_path, step=lambda: network(torch.randn(8, 1, 28, 28)).square().mean().backward())
+    analysis, before = analyse(read_trace(path)), torch.get_rng_state()
+    assert [row.weight_share for row in analysis.convolutions] == [1.0, None, None], "the trace does not tell"
+    measure_gradients(analysis, network)
+    assert torch.equal(before, torch.get_rng_state()), "the next epoch's order would be another"
+    rows = summarise(analysis, None).convolutions
+    assert rows[0].input_gradient_ms == 0
+    for row in rows:
+        assert row.weight_gradient_ms is not None and row.input_gradient_ms is not None
+        assert row.weight_gradient_ms + row.input_gradient_ms == pytest.approx(row.backward_ms)
+        assert 0 < row.weight_gradient_ms <= row.backward_ms
+
+
+def test_each_gradient_is_asked_for_alone_and_right(tmp_path: Path) -> None:
+    """What is timed is what autograd computes: the same sums, where every number is one."""
+    network = nn.Conv2d(6, 4, 3, stride=2, padding=1, groups=2)
+    images = torch.ones(2, 6, 9, 8, requires_grad=True)
+    path, _ = traced(network, tmp_path, step=lambda: network(images).sum().backward())
+    (row,) = analyse(read_trace(path)).convolutions
+    assert row.shape is not None
+    network.zero_grad()
+    images.grad = None
+    network(images).sum().backward()
+    of_weights, of_input = gradients(row.shape, network)
+    nothing, weights, _ = of_weights()  # type: ignore[misc]
+    inputs, nothing_either, _ = of_input()  # type: ignore[misc]
+    assert nothing is None and nothing_either is None
+    assert network.weight.grad is not None and torch.allclose(weights, network.weight.grad)
+    assert images.grad is not None and torch.allclose(inputs, images.grad, atol=1e-6)
+
+
+def test_on_a_gpu_the_kernels_names_tell_the_gradients_apart(tmp_path: Path) -> None:
+    path = gpu_trace(tmp_path)
+    content = json.loads(path.read_text())
+    for event in content["traceEvents"]:
+        if event["name"] == "convolution backward":
+            event |= {"name": "sm80_xmma_wgrad_implicit_gemm", "dur": 15}
+        if event["name"] == "aten::convolution_backward":
+            event["args"]["Concrete Inputs"][-1] = "[True, True, True]"
+    assert analyse_text(tmp_path, content).convolutions[0].weight_share is None, "the input's has another name"
+    more = an_event(cat="kernel", name="cudnn::dgrad_engine", ts=55, dur=5, args={"correlation": 13})
+    content["traceEvents"].append(more)
+    assert analyse_text(tmp_path, content).convolutions[0].weight_share == 0.75
+
+
+def analyse_text(folder: Path, content: Any) -> Analysis:
+    path = folder / "changed.json"
+    path.write_text(json.dumps(content))
+    return analyse(read_trace(path))

@@ -69,7 +69,7 @@ def planned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: Dataset) -> C
         if words[0] == "launch.py":
             launch(words[1:])
         elif words[:2] == ["-m", "mnist_accel"] and words[2:3] == ["trace"]:
-            assert re.fullmatch(r"profiles/\S+( against=profiles/\S+)?", " ".join(words[3:]))
+            assert re.fullmatch(r"profiles/\S+( against=profiles/\S+| out=\S+\.html)?", " ".join(words[3:]))
         elif words[:2] == ["-m", "mnist_accel"] and words[2:3] == ["report"]:
             assert all(re.fullmatch(r"runs/\S+|out=\S+\.html", word) for word in words[3:])
         elif words[:2] == ["-m", "mnist_accel"] and words[2:3] in (["eval"], ["predict"], ["export"]):

@@ -70,7 +70,7 @@ def test_every_key_of_every_verb_has_a_row() -> None:
     assert commands.names() == ["bench", "doctor", "eval", "export", "predict", "report", "scaling", "trace", "verify"]
     assert ROWS["bench"].keys() == keys_of(bench.BenchOptions).keys()
     assert ROWS["scaling"].keys() == keys_of(scaling_verb.ScalingOptions).keys()
-    assert keys_of(trace.TraceOptions).keys() == {"path", "against"}  # below
+    assert keys_of(trace.TraceOptions).keys() == {"path", "against", "out"}  # below and tests/test_profile_page.py
     assert keys_of(report.ReportOptions).keys() == {"out"}  # tests/test_report_page.py
     assert keys_of(eval_verb.EvalOptions).keys() == test_eval.ROWS.keys()
     assert keys_of(predict.PredictOptions).keys() == {"json"}  # tests/test_predict.py; export has none

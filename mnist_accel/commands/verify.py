@@ -13,6 +13,7 @@ from mnist_accel import cli, commands, errors
 from mnist_accel.console import report
 from mnist_accel.console.profile_report import show_profile
 from mnist_accel.files import finite
+from mnist_accel.pages.profile_page import page_of_run
 from mnist_accel.pages.report_page import page_of
 from mnist_accel.recipe import CONFIG, option
 from mnist_accel.runs.result import compared_on_average
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> int:
     for seed in range(own.seeds):
         shown = report.RunReport(console, banner=seed == 0)
         watcher = Watcher(shown.on_start, shown.on_step, shown.on_epoch, shown.on_problem)
-        watcher.on_profile = partial(show_profile, console)
+        watcher.on_profile, watcher.make_profile_page = partial(show_profile, console), page_of_run
         try:
             started = time.perf_counter()
             of_seed = replace(request.recipe, seed=seed)

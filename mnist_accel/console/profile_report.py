@@ -1,14 +1,16 @@
 """Shows a profile: the verdict, the step by phase, a row for every convolution, and what profiling cost."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from mnist_accel.console.report import show_table, simple_table
 from mnist_accel.errors import printable
 from mnist_accel.profiling.compare import ProfileComparison
 from mnist_accel.profiling.roofline import Roofline
-from mnist_accel.profiling.steady import LONGEST
 from mnist_accel.profiling.summary import ConvolutionRow, Cost, ProfileSummary
+from mnist_accel.profiling.trace_file import PAGE
+from mnist_accel.profiling.wording import SAME_IS, label, three_figures, what_is_shown, what_it_cost, what_the_roof_is
 
 BAR = 24  # characters of 100 %
 ONE_TABLE = 160  # columns
@@ -28,40 +30,18 @@ def show_profile(console: Any, summary: ProfileSummary, no_roofline: str = "") -
     if summary.cost:
         show_cost(console, summary.cost)
     if summary.folder:  # of a run that has just written it
-        console.print(f"\npython -m mnist_accel trace {summary.folder}   shows this again, and how to open the trace")
+        show_where(console, Path(summary.folder))
+
+
+def show_where(console: Any, folder: Path) -> None:
+    console.print()
+    if (folder / PAGE).is_file():  # a full disk may have prevented it
+        say(console, f"{folder / PAGE}   shows this with a roofline plot", style="")
+    say(console, f"python -m mnist_accel trace {folder}   shows it again, and how to open the trace", style="")
 
 
 def say(console: Any, text: str, style: str = "dim") -> None:
     console.print(text, style=style, markup=False)
-
-
-def what_is_shown(summary: ProfileSummary) -> list[str]:
-    lines = [how_it_was_scaled(summary)]
-    parts = summary.verdict.parts
-    if parts and parts[0].name != "other layers":  # else the verdict has named them
-        largest = [f"{part.name} {part.percent}%" for part in summary.verdict.other_layers[:3] if part.percent]
-        if largest:
-            lines.append(f"Layers other than convolutions, in percent of the step: {', '.join(largest)}")
-    if summary.world_size > 1:
-        shown = f"rank {summary.rank}" if summary.rank is not None else "one"
-        lines.append(f"Of {summary.world_size} processes {shown} is shown.")
-        if summary.ranks:
-            times = ", ".join(f"rank {rank.rank} {rank.plain_ms:.2f} ms" for rank in summary.ranks)
-            lines.append(f"A step without the profiler: {times}")
-    if not summary.eager:
-        lines.append("A captured graph ran in these steps: its kernels do not tell which layer they belong to.")
-    elif not summary.usually_eager:
-        lines.append("A captured graph trains; it was set aside for these steps, which ran eagerly.")
-    return lines
-
-
-def how_it_was_scaled(summary: ProfileSummary) -> str:
-    text = f"Of {summary.steps} traced steps {summary.set_aside} were set aside, longer than {LONGEST} times the median"
-    if summary.scale is None:
-        return f"{text}; not scaled, for the trace does not tell how long a step is without the profiler."
-    if summary.on_gpu and summary.scale == 1:
-        return f"{text}; launch overhead is what a step without the profiler leaves beside the kernels."
-    return f"{text}; times are scaled by {summary.scale:.2f} to a step without the profiler."
 
 
 def show_phases(console: Any, summary: ProfileSummary) -> None:
@@ -113,37 +93,14 @@ def show_roofline(console: Any, roofline: Roofline | None, no_roofline: str) -> 
     """What the last column is of, before the tables."""
     console.print()
     if roofline:
-        say(
-            console,
-            f"Roof: {roofline.precision} matrix product {roofline.matmul_gflops:,.0f} GFLOP/s, copy "
-            f"{roofline.copy_gb_s:,.0f} GB/s, measured beside the run; % of roof is a layer's GFLOP/s in percent of "
-            "what these allow at its FLOP/byte.",
-        )
+        say(console, what_the_roof_is(roofline))
     elif no_roofline:
         say(console, f"No percent of the roof: {no_roofline}.")
 
 
 def show_cost(console: Any, cost: Cost) -> None:
     console.print()
-    say(
-        console,
-        f"Profiling: a step took {cost.profiled_ms:.2f} ms with it and {cost.plain_ms:.2f} ms without "
-        f"({cost.factor:.2f} times; medians of {len(cost.profiled)} and "
-        f"{len(cost.plain_before) + len(cost.plain_after)} steps, before and after, but for those set aside), "
-        f"and reading it out took {cost.seconds:.2f} s, which no training time counts.",
-        style="",
-    )
-
-
-def label(row: ConvolutionRow) -> str:
-    return f"{row.name} [{row.module}]" if row.module and row.module != row.name else row.name
-
-
-def three_figures(value: float | None) -> str:
-    """Three figures are as many as a measurement on a shared machine has."""
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if value >= 100 or value == 0 else f"{value:.3g}"
+    say(console, what_it_cost(cost), style="")
 
 
 def right_aligned(table: Any, *columns: int) -> Any:
@@ -163,7 +120,7 @@ def show_comparison(console: Any, comparison: ProfileComparison, other: str) -> 
         figures = map(three_figures, (change.ms, change.against_ms, change.factor))
         table.add_row(change.name, *figures, change.word)
     show_table(console, right_aligned(table, 1, 2, 3))
-    say(console, "Same: within a twentieth, or closer than the middle half of each trace's steps lie apart.")
+    say(console, SAME_IS)
     for where, names in (("this trace", comparison.only_here), ("the other", comparison.only_there)):
         if names:
             say(console, f"Only in {where}: {'; '.join(names)}")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from mnist_accel.pages.page import Html, joined, tag
 
-COLOURS = 6  # .s1 to .s6 of style.css
+COLOURS = 10  # .s1 to .s10 of style.css
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 10, 38
 MOST_DOTS = 60
 SMALLEST = 1e-30  # of a log scale, and of a difference that is drawn
@@ -194,18 +194,27 @@ def even_ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    times = (1, 2, 5) if math.log10(high / low) < 2.5 else (1,)
+    span = math.log10(high / low)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1, max(1, round(span / 6)))
+    times = (1, 2, 5) if span < 2.5 else (1,)
     return [10.0**decade * time for decade in decades for time in times if low <= 10.0**decade * time <= high]
 
 
-def share_bar(title: str, parts: Sequence[tuple[str, float, str]], *, unit_text: str = "") -> Html:
-    """One bar, divided: (name, value, value as it is to be read) each, with a legend that has all the figures."""
-    total = sum(value for _, value, _ in parts)
+def share_bar(
+    title: str,
+    parts: Sequence[tuple[str, float, str]],
+    *,
+    unit_text: str = "",
+    colours: Sequence[int] = (),
+    whole: float = 0.0,
+) -> Html:
+    """One bar, divided: (name, value, value as it is to be read) each, with a legend that has all the figures.
+    ``whole``: what the full width stands for, where that is more than the parts."""
+    total = max(sum(value for _, value, _ in parts), whole)
     if total <= 0:
         return Html()
     drawn, keys, at = [], [], 0.0
-    for number, (name, value, shown) in enumerate(parts, 1):
+    for number, (name, value, shown) in zip(colours or range(1, len(parts) + 1), parts, strict=True):
         length = 1000 * value / total
         where = {"x": f"{at:.2f}", "y": 0, "width": f"{length:.2f}", "height": 22}
         drawn.append(tag("rect", tag("title", f"{name} {shown}"), **where, class_=f"fill {colour(number)}"))

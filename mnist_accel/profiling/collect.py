@@ -27,14 +27,16 @@ from mnist_accel.files import new_folder, write_whole
 from mnist_accel.machine.runtime import Runtime, describe_machine, synchronised_clock
 from mnist_accel.phase import NOTHING
 from mnist_accel.profiling.attribution import SAVING
+from mnist_accel.profiling.gradients import measure_gradients
 from mnist_accel.profiling.layers import analyse
 from mnist_accel.profiling.roofline import Roofline, roofline_that_fits
 from mnist_accel.profiling.steady import RankTimes, middle_half, undisturbed
 from mnist_accel.profiling.summary import Cost, ProfileSummary, as_json, summarise
-from mnist_accel.profiling.trace_file import LAYER, MODULE, PHASE, SUMMARY, trace_in
+from mnist_accel.profiling.trace_file import LAYER, MODULE, PAGE, PHASE, SUMMARY, trace_in
 from mnist_accel.training.state import StepInfo
 
 PROFILES = Path("profiles")
+MakePage = Callable[[ProfileSummary], str]
 
 # Steps that settle, are timed plainly, warm the profiler up, are traced, settle again, are timed plainly again.
 PLANNED = {"settle": 5, "before": 20, "warm up": 3, "trace": 24, "settle again": 2, "after": 20}
@@ -60,6 +62,7 @@ class Profile:
     usually_eager: bool  # not where a captured graph trains
     on_problem: Callable[[str], None]
     on_summary: Callable[[ProfileSummary], None]
+    make_page: MakePage | None = None
     active: bool = False  # from the first planned step to the last: a captured graph must not run in these
     planned: list[str] = field(default_factory=list)
     tracing: ExitStack | None = None
@@ -198,6 +201,7 @@ class Profile:
         except UserError as error:
             self.on_problem(str(error))
             return
+        measure_gradients(analysis, self.model)
         mine = self.ranks[0]
         cost = Cost(
             profiled_ms=mine.profiled_ms,
@@ -224,11 +228,16 @@ class Profile:
             machine=describe_machine(self.runtime.device_name, self.runtime.threads),
         )
         if self.folder:
-            try:
-                write_whole(self.folder / SUMMARY, as_json(summary).encode())
-            except OSError as error:
-                self.on_problem(f"the summary in {self.folder} could not be written: {error.strerror}")
+            self.leave(self.folder / SUMMARY, as_json(summary))
+            if self.make_page:
+                self.leave(self.folder / PAGE, self.make_page(summary))
         self.on_summary(summary)
+
+    def leave(self, path: Path, text: str) -> None:
+        try:
+            write_whole(path, text.encode())
+        except OSError as error:
+            self.on_problem(f"{path} could not be written: {error.strerror}")
 
 
 def make_folder(recipe: str) -> tuple[str, int, str]:

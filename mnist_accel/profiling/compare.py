@@ -14,6 +14,7 @@ class Change:
     ms: float
     against_ms: float
     spread_ms: float = 0.0  # of the steps: the mean of both traces'
+    shape: str = ""  # of a convolution
 
     @property
     def factor(self) -> float | None:
@@ -43,9 +44,9 @@ def compare(summary: ProfileSummary, against: ProfileSummary) -> ProfileComparis
     layers = []
     for row, other in ((here[key], there[key]) for key in here if key in there):
         forward = (row.forward_spread_ms + other.forward_spread_ms) / 2
-        layers.append(Change(f"{row.name} forward", row.forward_ms, other.forward_ms, forward))
+        layers.append(Change(f"{row.name} forward", row.forward_ms, other.forward_ms, forward, row.shape))
         backward = (row.backward_spread_ms + other.backward_spread_ms) / 2
-        layers.append(Change(f"{row.name} backward", row.backward_ms, other.backward_ms, backward))
+        layers.append(Change(f"{row.name} backward", row.backward_ms, other.backward_ms, backward, row.shape))
     before = {phase.name: phase for phase in against.phases}
     phases = [(phase, before[phase.name]) for phase in summary.phases if phase.name in before]
     return ProfileComparison(

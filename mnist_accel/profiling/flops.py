@@ -27,6 +27,9 @@ class Shape:
     text: str  # ``64×1×28² → 5×26², 3²`` with what is not the default behind it
     flop: int  # of the forward pass; the gradients of weights and of inputs take the same number each
     bytes: int  # of any of the three: two of input, weights and output are read, the third is written
+    input: tuple[int, ...]
+    output: tuple[int, ...]
+    item_bytes: int
 
 
 def shape_of(convolution: Event) -> Shape | None:
@@ -51,10 +54,14 @@ def shape_of(convolution: Event) -> Shape | None:
     weights = channels_out * per_group * prod(kernel)
     numbers = weights + images * (channels * prod(inner) + channels_out * prod(output))
     kind = next(iter(convolution.details.get("Input type", ())), "float")
+    item_bytes = ITEM_BYTES.get(str(kind), 4)
     return Shape(
         text + (f" groups {groups}" if groups > 1 else ""),
         flop=2 * images * prod(output) * weights,
-        bytes=ITEM_BYTES.get(str(kind), 4) * numbers,
+        bytes=item_bytes * numbers,
+        input=(images, channels, *inner),
+        output=(images, channels_out, *output),
+        item_bytes=item_bytes,
     )
 
 

@@ -34,6 +34,18 @@ class ConvolutionTimes:
     input_flop: float = 0
     bytes: float = 0
     calls: int = 0
+    weight_us: float = 0.0  # of kernels whose name tells which gradient they make
+    input_us: float = 0.0
+    measured_weight_share: float | None = None  # gradients.py, where the trace does not tell
+
+    @property
+    def weight_share(self) -> float | None:
+        """Which part of the backward time the gradient of the weights takes; the rest is the input's."""
+        if not (self.weight_flop and self.input_flop):
+            return 1.0 if self.weight_flop else 0.0 if self.input_flop else None
+        if self.weight_us and self.input_us:
+            return self.weight_us / (self.weight_us + self.input_us)
+        return self.measured_weight_share
 
 
 @dataclass(frozen=True)
@@ -73,8 +85,9 @@ def analyse(trace: Trace) -> Analysis:
     if not steps:
         raise UserError(f"{trace.path}: holds no operation of torch. Profile a few training steps")
     owners = [Owners(step) for step in steps]
+    rows = rows_for(owners)
     if trace.on_gpu:
-        each = on_device(trace, steps, owners)
+        each = on_device(trace, steps, owners, rows)
     else:
         each = [StepTimes(pieces, pieces) for pieces in (list(of_step.pieces()) for of_step in owners)]
     return Analysis(
@@ -84,7 +97,7 @@ def analyse(trace: Trace) -> Analysis:
         eager=not any(event.name == "cudaGraphLaunch" for event in trace.events),
         each=each,
         parts=added_up(piece for step in each for piece in step.pieces),
-        convolutions=with_times(rows_for(owners).values(), added_up(piece for step in each for piece in step.whole)),
+        convolutions=with_times(rows.values(), added_up(piece for step in each for piece in step.whole)),
     )
 
 
@@ -107,7 +120,9 @@ def with_times(convolutions: Iterable[ConvolutionTimes], us: Mapping[Owner, floa
     ]
 
 
-def on_device(trace: Trace, steps: list[Step], owners: list[Owners]) -> list[StepTimes]:
+def on_device(
+    trace: Trace, steps: list[Step], owners: list[Owners], rows: Mapping[Place, ConvolutionTimes]
+) -> list[StepTimes]:
     # The CPU may be steps ahead of the device, so a kernel's launch is looked for in all of them: a row has the kernels
     # that its step launched, whenever they ran.
     launches: Launches = {}
@@ -120,6 +135,8 @@ def on_device(trace: Trace, steps: list[Step], owners: list[Owners]) -> list[Ste
     for event in sorted(ran, key=lambda event: event.start):
         by_step, owner = launch_of(event, launches)
         kernels.append((owner, event))
+        if isinstance(owner.detail, Place) and owner.kind == "convolution backward":
+            note_gradient(rows[owner.detail], event)
         if by_step is not None:
             launched[by_step].append((owner, event.duration))
     stretches = exposed(kernels)
@@ -128,6 +145,12 @@ def on_device(trace: Trace, steps: list[Step], owners: list[Owners]) -> list[Ste
         StepTimes(list(device_pieces(step, stretches, bisect_right(ends, step.start))), launched[number])
         for number, step in enumerate(steps)
     ]
+
+
+def note_gradient(row: ConvolutionTimes, kernel: Event) -> None:
+    """cuDNN's names say it, of most kernels; what only converts or copies counts for neither."""
+    row.weight_us += kernel.duration * ("wgrad" in kernel.name)
+    row.input_us += kernel.duration * ("dgrad" in kernel.name)
 
 
 def phase_of(owner: Owner) -> str:

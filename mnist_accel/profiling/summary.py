@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 from pydantic_core import from_json
 
 from mnist_accel.errors import printable
@@ -19,6 +19,9 @@ from mnist_accel.profiling.verdict import Verdict, find_verdict
 
 SCHEMA = 1
 WITHOUT_KERNELS = "The trace has no kernels of the GPU (CUPTI gave none), so it does not tell what bounds this run."
+
+
+Milliseconds = Annotated[float, Field(ge=0, lt=1e15)]
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,18 @@ class ConvolutionRow:
     roofline_percent: float | None
     forward_spread_ms: float = 0.0
     backward_spread_ms: float = 0.0
+    weight_gradient_ms: Milliseconds | None = None  # these two are the backward time
+    input_gradient_ms: Milliseconds | None = None
 
     @property
     def ms(self) -> float:
         return self.forward_ms + self.backward_ms
+
+    @property
+    def weight_share(self) -> float | None:
+        """Of the two gradients' time, from 0 to 1."""
+        both = (self.weight_gradient_ms or 0.0) + (self.input_gradient_ms or 0.0)
+        return None if self.weight_gradient_ms is None or not both else self.weight_gradient_ms / both
 
 
 @dataclass(frozen=True)
@@ -155,6 +166,8 @@ def row_of(name: str, times: ConvolutionTimes, typical: Typical, roofline: Roofl
     intensity = flop / times.bytes if flop and times.bytes else None
     reach = roofline.attainable_gflops(intensity) if roofline and intensity else 0.0
 
+    share, backward_ms = times.weight_share, times.backward_us / 1000
+
     def spread_ms(us: float, kind: str) -> float:
         return typical.spread_us(us, lambda owner: owner[1:] == (kind, times.place), whole_kernels=True) / 1000
 
@@ -164,7 +177,7 @@ def row_of(name: str, times: ConvolutionTimes, typical: Typical, roofline: Roofl
         shape=times.shape.text if times.shape else "",
         forward_ms=times.forward_us / 1000,
         forward_share=100 * times.forward_us / whole,
-        backward_ms=times.backward_us / 1000,
+        backward_ms=backward_ms,
         backward_share=100 * times.backward_us / whole,
         gflop_forward=times.forward_flop / 1e9 if times.shape else None,
         gflop_weight_gradient=times.weight_flop / 1e9 if times.shape else None,
@@ -174,6 +187,8 @@ def row_of(name: str, times: ConvolutionTimes, typical: Typical, roofline: Roofl
         roofline_percent=100 * achieved / reach if achieved and reach else None,
         forward_spread_ms=spread_ms(times.forward_us, "convolution forward"),
         backward_spread_ms=spread_ms(times.backward_us, "convolution backward"),
+        weight_gradient_ms=None if share is None else share * backward_ms,
+        input_gradient_ms=None if share is None else (1 - share) * backward_ms,
     )
 
 

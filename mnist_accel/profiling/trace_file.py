@@ -15,6 +15,7 @@ from mnist_accel.errors import UserError, printable
 PHASE, LAYER, MODULE = "phase:", "layer:", "module:"  # how our annotations begin
 STEP = "ProfilerStep#"
 SUMMARY = "summary.json"  # beside the traces that profile=true leaves
+PAGE = "profile.html"
 SUFFIXES = (".pt.trace.json.gz", ".pt.trace.json", ".json.gz", ".json")
 
 LARGEST_TRACE = 32 * 2**20  # bytes, unpacked: parsed they take up to 26 times as much

@@ -238,6 +238,7 @@ def train(
                 on_notice=watcher.on_problem,
                 on_problem=folder.note,
                 on_profile=on_profile,
+                make_profile_page=watcher.make_profile_page,
                 stop_signal=lambda: stop.signal_number,
             )
         )

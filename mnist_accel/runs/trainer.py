@@ -37,6 +37,7 @@ class TrainerCallbacks(Callbacks):
     on_notice: Callable[[str], None] = ignore  # of what goes another way than asked, and is no problem
     on_problem: Callable[[str], None] = ignore  # of a file that could not be written
     on_profile: "Callable[[ProfileSummary], None]" = ignore
+    make_profile_page: "Callable[[ProfileSummary], str] | None" = None
 
 
 @dataclass
@@ -161,6 +162,7 @@ class Trainer:
             usually_eager=not self.captures,
             on_problem=callbacks.on_problem,
             on_summary=callbacks.on_profile,
+            make_page=callbacks.make_profile_page,
         )
 
     def choose_stepper(self, callbacks: TrainerCallbacks, patience: Patience) -> BuildStepper:

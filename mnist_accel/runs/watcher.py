@@ -67,3 +67,4 @@ class Watcher:
     on_end: Callable[[RunResult], None] = ignore
     on_report: Callable[[Path], None] = ignore
     on_profile: "Callable[[ProfileSummary], None]" = ignore
+    make_profile_page: "Callable[[ProfileSummary], str] | None" = None  # else there is no page
