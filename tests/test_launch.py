@@ -27,6 +27,7 @@ CONTRACT = (
     | {"epochs", "batch_size", "optimizer_steps", "seed", "device", "world_size", "threads", "precision", "accuracy"}
     | {"correct", "total", "train_loss", "test_loss", "positive", "warmup_seconds", "train_seconds", "eval_seconds"}
     | {"total_seconds", "images_per_second", "claims", "dry_run", "resumed_from", "command", "history", "versions"}
+    | {"began", "commit", "profile"}
 )
 REAL_MNIST = os.environ.get("MNIST_ACCEL_DATA")
 

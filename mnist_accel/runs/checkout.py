@@ -13,8 +13,8 @@ def commit_of(root: Path = ROOT) -> str | None:
     there is no checkout, or no git."""
     if not (root / ".git").exists():  # an installed package may lie somewhere below another project's checkout
         return None
-    # GIT_DIR and its like, which a git hook sets, would mean another checkout.
-    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    # GIT_DIR, which a git hook sets, would mean another checkout; and git is none of a job's processes.
+    own = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     try:
         said = subprocess.run(
             ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"],
