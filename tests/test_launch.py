@@ -45,7 +45,7 @@ def one_error_line(text: str) -> bool:
 
 def test_a_dry_run_leaves_every_file_of_a_run(dry_run: Run) -> None:
     assert (dry_run.code, dry_run.err) == (0, "")
-    assert names(dry_run.folder) == OUR_FILES - {"checkpoints"}
+    assert names(dry_run.folder) == OUR_FILES - {"checkpoints", "export", "tracking"}
     assert dry_run.out.splitlines()[-1] == f"report    {dry_run.folder / 'report.html'}"
     result = dry_run.result
     assert (result["dry_run"], result["optimizer_steps"], result["status"]) == (True, 1, "finished")

@@ -113,7 +113,7 @@ def state() -> dict[str, Any]:
         "environment": {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"},
         "threads": torch.get_num_threads(),
         "dtype": torch.get_default_dtype(),
-        "tf32": (cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision, cudnn.benchmark),
+        "tf32": (cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32, cudnn.benchmark),
         "random": torch.get_rng_state().tolist(),
         "grad": torch.is_grad_enabled(),
         "accelerate": [dict(kind._shared_state) for kind in (PartialState, AcceleratorState, GradientState)],

@@ -131,10 +131,14 @@ def test_fp32_is_fp32_and_tf32_has_to_be_asked_for(
     """In convolutions, which cuDNN makes in TF32 by itself, and in matrix products; each start sets both ways."""
     monkeypatch.setattr(module, "choose_precision", lambda asked, device: asked)
 
-    def in_effect() -> tuple[str, str]:
-        return torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+    def in_effect() -> tuple[bool, bool]:
+        """As torch.export reads it, and the kernels do."""
+        kernels = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+        allowed = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+        assert [kernel.fp32_precision == "tf32" for kernel in kernels] == list(allowed)
+        return allowed
 
-    for precision, expected in (("tf32", "tf32"), ("fp32", "ieee"), ("tf32", "tf32"), ("bf16", "ieee")):
+    for precision, expected in (("tf32", True), ("fp32", False), ("tf32", True), ("bf16", False)):
         torch.backends.cudnn.benchmark = True
         runtime = make_runtime(precision)
         assert runtime.precision == precision and in_effect() == (expected, expected)

@@ -88,7 +88,8 @@ def test_a_measurement_is_not_written_over(tmp_path: Path) -> None:
 
 
 def test_without_matplotlib_one_line_says_so_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=r"Type pip install -e '\.\[plot\]', or plot=false"):
         verb.main(["processes=1,2", "plot=true"])
 
@@ -99,7 +100,8 @@ def test_without_matplotlib_the_figures_come_all_the_same(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setenv("XDG_CACHE_HOME", clean_environment["XDG_CACHE_HOME"])
     monkeypatch.setattr(scaling, "launched", made_up({(1, 64): [100.0], (2, 64): [150.0]}, []))
     monkeypatch.setattr(scaling, "shares_of", lambda *job: [0.1])

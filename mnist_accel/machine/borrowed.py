@@ -4,8 +4,9 @@ import ctypes
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
@@ -68,8 +69,7 @@ def accelerates_state() -> Iterator[None]:
 @contextmanager
 def settings_of_torch() -> Iterator[None]:
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
-    conv, matmul, cudnn = torch.backends.cudnn.conv, torch.backends.cuda.matmul, torch.backends.cudnn  # type: ignore[attr-defined]
-    before = conv.fp32_precision, matmul.fp32_precision, cudnn.benchmark
+    benchmark, put_back_tf32 = torch.backends.cudnn.benchmark, tf32_as_it_is()
     torch.set_default_dtype(torch.float32)
     try:
         with torch.enable_grad():
@@ -77,7 +77,27 @@ def settings_of_torch() -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         torch.set_default_dtype(dtype)
-        conv.fp32_precision, matmul.fp32_precision, cudnn.benchmark = before
+        torch.backends.cudnn.benchmark = benchmark
+        put_back_tf32()
+
+
+def tf32_as_it_is() -> Callable[[], None]:
+    """There are two sets of names for it, and torch cannot read the older where somebody has used the newer."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    newer: list[tuple[Any, str]] = [(part, part.fp32_precision) for part in (cudnn.conv, cudnn.rnn, matmul)]  # type: ignore[attr-defined]
+    try:
+        older = cudnn.allow_tf32, matmul.allow_tf32
+    except RuntimeError:
+        older = None
+
+    def put_back() -> None:
+        if older:
+            cudnn.allow_tf32, matmul.allow_tf32 = older
+            return
+        for part, value in newer:
+            part.fp32_precision = value
+
+    return put_back
 
 
 @contextmanager

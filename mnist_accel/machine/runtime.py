@@ -142,9 +142,8 @@ def start_runtime(precision: str = "auto", device: str = "auto", threads: int = 
 
 def fix_kernels(precision: str) -> None:
     """cuDNN convolves in TF32 unless told otherwise: 10 bits of mantissa. That has a word of its own here."""
-    multiplied_in = "tf32" if precision == "tf32" else "ieee"
-    torch.backends.cudnn.conv.fp32_precision = multiplied_in  # type: ignore[attr-defined]
-    torch.backends.cuda.matmul.fp32_precision = multiplied_in
+    # By these names: beside the newer fp32_precision torch.compile and torch.export refuse to read them.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     # Chosen by timing them, kernels may differ after a resume.
     torch.backends.cudnn.benchmark = False
 
