@@ -267,6 +267,7 @@ def test_start_measures_both_in_processes_of_their_own(runtime: Runtime) -> None
     assert ratio.values == [ours / bare] and (ratio.target, ratio.at_most) == (1.3, True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("as_in_a_clean_environment")
 def test_precision_measures_each_with_its_loss(runtime: Runtime, data: Dataset) -> None:
     said: list[str] = []

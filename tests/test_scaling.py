@@ -275,6 +275,7 @@ def measured(
     return done, folder
 
 
+@pytest.mark.slow
 def test_real_jobs_leave_whole_and_finite_figures(measured: tuple["subprocess.CompletedProcess[str]", Path]) -> None:
     done, folder = measured
     assert (done.returncode, done.stderr) == (0, "")
@@ -301,6 +302,7 @@ def test_real_jobs_leave_whole_and_finite_figures(measured: tuple["subprocess.Co
     assert two["all_reduce_share"] not in (0, None) and two["all_reduce_share"] < 1
 
 
+@pytest.mark.slow
 def test_real_jobs_are_shown_in_a_table(measured: tuple["subprocess.CompletedProcess[str]", Path]) -> None:
     done, folder = measured
     for expected in ("speed-up", "efficiency", "all-reduce", "accuracy %", "(the ideal)", str(folder), "1 epoch"):

@@ -45,6 +45,7 @@ def remove(hosts: list[tuple[str, str]]) -> None:
         subprocess.run(["ip", "netns", "del", namespace], capture_output=True, check=False)
 
 
+@pytest.mark.slow
 def test_two_machines_train_one_job(
     machines: list[tuple[str, str]], clean_environment: dict[str, str], tmp_path: Path
 ) -> None:
