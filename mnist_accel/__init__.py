@@ -21,7 +21,7 @@ def load(run: str | os.PathLike[str]) -> ReadyNetwork:
     return weights.load(run)
 
 
-def train(recipe: str | Recipe, **keys: Any) -> RunResult:
+def train(recipe: str | Recipe, /, **keys: Any) -> RunResult:
     """Trains a recipe, one of ``recipes/`` by its name or any ``Recipe``, in this process: ``train("onepoch",
     epochs=2)``. The keys are those of ``python launch.py --help``."""
     from mnist_accel import notebook

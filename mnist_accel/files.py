@@ -6,6 +6,7 @@ import math
 import os
 import stat
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,12 @@ def read_json(path: Path) -> Any:
         return json.loads(read_regular(path, MOST_JSON))
     except (OSError, ValueError, RecursionError):
         return None
+
+
+def is_installed(package: str) -> bool:
+    """More than a folder of its name, which W&B, for one, leaves wherever it was started."""
+    found = find_spec(package)
+    return found is not None and found.origin is not None
 
 
 def new_folder(first: Path) -> Path:

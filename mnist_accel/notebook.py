@@ -14,20 +14,21 @@ from typing import TYPE_CHECKING, Any
 from mnist_accel import cli, errors
 from mnist_accel.errors import Interrupted, UserError
 from mnist_accel.machine.launcher import launched_world_size
-from mnist_accel.recipe import Recipe, is_evidence_its_own
+from mnist_accel.recipe import Recipe, is_evidence_its_own, keys_of
 
 if TYPE_CHECKING:  # a typing mistake must not wait for torch
     from mnist_accel.runs.result import RunResult
 
 ROOT = Path(__file__).parent.parent  # of the checkout, or of all installed packages
 REFUSED = {
+    "recipe": "it comes first, without a name",
     "processes": "the process that asks is the one that trains, and python launch.py starts several",
     "restarts": "it starts lost processes anew, and here is only the one that asks",
 }
 busy = threading.Lock()  # signals, threads and Accelerate's state are there once a process
 
 
-def train(recipe: str | Recipe, **keys: Any) -> "RunResult":
+def train(recipe: str | Recipe, /, **keys: Any) -> "RunResult":
     request = read(recipe, keys)
     if (processes := launched_world_size()) > 1:
         raise UserError(f"train(): for one process, and a launcher started {processes}. Start launch.py with it")
@@ -52,12 +53,24 @@ def read(recipe: str | Recipe, keys: dict[str, Any]) -> cli.Request:
     if isinstance(recipe, Recipe):
         cli.refuse_unknown_network(recipe.model, f"recipe={recipe.name}")
         chosen = with_own_evidence(recipe, shelf)
-        return cli.parse([f"recipe={recipe.name}", *words], [recipe.name], lambda name: chosen)
+        request = cli.parse([f"recipe={recipe.name}", *words], [recipe.name], lambda name: chosen)
+        return replace(request, command=words_for(request, file_of(recipe.name, shelf)))
     if shelf is None:
         raise UserError(
             f"recipe={recipe}: the folder recipes/ is not here, only the package. Give a Recipe, or use a checkout"
         )
     return cli.parse([f"recipe={recipe}", *words], shelf.names(), shelf.load)
+
+
+def words_for(request: cli.Request, file: Recipe | None) -> tuple[str, ...]:
+    """What launch.py would have to be told; nothing where no words make this recipe of its file."""
+    recipe, known = request.recipe, keys_of(Recipe)
+    if file is None or (recipe.model, recipe.loss) != (file.model, file.loss):
+        return ()
+    typed = cli.split_words(request.command)
+    other = {name: getattr(recipe, name) for name in known if getattr(recipe, name) != getattr(file, name)}
+    counts = [name for name in other if not (need := known[name].needs) or getattr(recipe, need.key) in need.values]
+    return (*request.command, *(f"{name}={cli.spell(other[name])}" for name in counts if name not in typed))
 
 
 def with_own_evidence(recipe: Recipe, shelf: ModuleType | None) -> Recipe:

@@ -258,6 +258,7 @@ def test_the_first_step_is_launch_py_s_own_and_the_last(tmp_path: Path) -> None:
     assert "recipe.json" in left and not left & {"result.json", "history.jsonl", "model.safetensors"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("as_in_a_clean_environment")
 def test_start_measures_both_in_processes_of_their_own(runtime: Runtime) -> None:
     said: list[str] = []

@@ -101,7 +101,7 @@ def test_other_outputs_leave_nothing_behind(copied: Path, monkeypatch: pytest.Mo
 
 
 def test_a_package_that_is_missing_costs_one_line_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporting, "find_spec", lambda name: None if name == "onnxscript" else name)
+    monkeypatch.setattr(exporting, "is_installed", lambda name: name != "onnxscript")
     monkeypatch.setattr(exporting, "NEEDED", ("torch", "onnxscript"))
     with pytest.raises(UserError, match=r"^export: onnxscript is not installed\. Type pip install -e '\.\[export\]'$"):
         verb.main(["run"])
@@ -195,7 +195,7 @@ def test_a_card_tells_of_nobody_s_folders_and_takes_nobody_s_markup() -> None:
     assert "/home/somebody" not in text and "<script" not in text and "\nlicense: gpl" not in text
     assert front["license"] == "mit"
     rows = [line for line in text.splitlines() if "script" in line]
-    assert len(rows) == 4 and all(row.count("|") == 3 and row.count("`") == 2 for row in rows)
+    assert len(rows) == 5 and all(row.count("|") == 3 and row.count("`") == 2 for row in rows)
 
 
 def test_a_run_whose_recipe_was_changed_exports_a_card_without_claims(

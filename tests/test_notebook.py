@@ -65,8 +65,10 @@ def test_a_recipe_from_anywhere_borrows_nobody_s_figures() -> None:
     mine = replace(recipes.load("onepoch"), name="mine", lr=0.01)
     changed = replace(recipes.load("onepoch"), lr=0.01)
     as_it_is = recipes.load("onepoch")
-    claims = [train(recipe, dry_run=True, **TINY).claims for recipe in (mine, changed, as_it_is)]
-    assert [bool(each) for each in claims] == [False, False, True]
+    results = [train(recipe, dry_run=True, **TINY) for recipe in (mine, changed, as_it_is)]
+    assert [bool(result.claims) for result in results] == [False, False, True]
+    again = [[word for word in result.words_to_repeat if word.startswith(("recipe=", "lr="))] for result in results]
+    assert again == [[], ["recipe=onepoch", "lr=0.01"], ["recipe=onepoch"]]
 
 
 @pytest.mark.parametrize(
@@ -77,6 +79,7 @@ def test_a_recipe_from_anywhere_borrows_nobody_s_figures() -> None:
         ("onepoch", {"epochs": 0.5}, "epochs=0.5: must be a whole number. For example epochs=1"),
         ("onepoch", {"nesterov": 1}, "nesterov=1: must be true or false. For example nesterov=false"),
         ("onepoch", {"processes": 2}, "processes=2: not here; the process that asks is the one that trains, and "),
+        ("onepoch", {"recipe": "is3"}, "recipe=is3: not here; it comes first, without a name"),
         ("onepoch", {"restarts": 2}, "restarts=2: not here; it starts lost processes anew, and here is only the one "),
         ("onepoch", {"warmup": 0.1, "schedule": "step"}, "warmup=0.1: has no effect with schedule=step."),
         (replace(recipes.load("is3"), model="i3"), {}, 'recipe=is3: model="i3": no such file in mnist_accel/models/.'),

@@ -165,6 +165,7 @@ def test_a_folder_that_cannot_be_written_costs_a_line_and_code_4(run_launch: Lau
     assert "conv2" in run.out, "the tables need no file"
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_a_line_and_code_4(run_launch: Launch, tmp_path: Path) -> None:
     run = a_run(run_launch, tmp_path / "run", *WORDS, "profile=true", cwd=tmp_path, file_bytes=60_000)
     assert run.code == 4 and "Traceback" not in run.err

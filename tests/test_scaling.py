@@ -309,6 +309,7 @@ def test_real_jobs_are_shown_in_a_table(measured: tuple["subprocess.CompletedPro
         assert expected in done.stdout
 
 
+@pytest.mark.slow
 def test_the_share_is_measured_against_gradients_that_stay_where_they_are(
     tmp_path: Path, clean_environment: dict[str, str]
 ) -> None:

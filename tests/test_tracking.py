@@ -3,7 +3,6 @@
 import signal
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -108,6 +107,7 @@ class Faulty(accelerates.GeneralTracker):
 
     name, requires_logging_directory, tracker = "comet_ml", False, None
     at = ""
+    error: type[BaseException] = ConnectionError
     calls: list[str]
 
     def __init__(self, project: str, **how: Any):
@@ -116,7 +116,7 @@ class Faulty(accelerates.GeneralTracker):
     def call(self, name: str) -> None:
         self.calls.append(name)
         if name == self.at:
-            raise ConnectionError(f"no\nway to {name}")
+            raise self.error(f"no\nway to {name}")
 
     def start(self) -> None:
         self.call("start")
@@ -138,28 +138,35 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The calls of ``Faulty``, which is installed."""
     monkeypatch.setattr(Faulty, "calls", [], raising=False)
     monkeypatch.setitem(accelerates.LOGGER_TYPE_TO_CLASS, "comet_ml", Faulty)
-    monkeypatch.setattr(tracking, "find_spec", lambda name: True)
+    monkeypatch.setattr(tracking, "is_installed", lambda name: True)
     return Faulty.calls
 
 
+@pytest.mark.parametrize("error", [ConnectionError, SystemExit])
 @pytest.mark.parametrize(
     ("at", "calls"),
     [
         ("", ["start", "configure", *["log"] * 12, "finish"]),
-        ("start", ["start", "finish"]),
+        ("start", ["start"]),
         ("configure", ["start", "configure", "finish"]),
         ("log", ["start", "configure", "log", "finish"]),
         ("finish", ["start", "configure", *["log"] * 12, "finish"]),
     ],
 )
 def test_a_tracker_that_fails_costs_one_line_and_no_run(
-    at: str, calls: list[str], fake: list[str], run_here: RunHere, monkeypatch: pytest.MonkeyPatch
+    at: str,
+    calls: list[str],
+    error: type[BaseException],
+    fake: list[str],
+    run_here: RunHere,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Faulty, "at", at)
+    monkeypatch.setattr(Faulty, "error", error)
     told: list[str] = []
     ran = run_here(*WORDS[:-1], "tracker=comet_ml", watcher=Watcher(on_problem=told.append))
     assert (ran.result.status, fake) == ("finished", calls)
-    line = f"tracker=comet_ml is told no more, it failed (ConnectionError: no way to {at})"
+    line = f"tracker=comet_ml is told no more, it failed ({error.__name__}: no way to {at})"
     assert told == ([line] if at else [])
 
 
@@ -188,7 +195,10 @@ def test_every_tracker_of_accelerate_s_can_be_named() -> None:
 def test_a_missing_package_costs_one_line_before_anything_is_written(
     word: str, line: str, run_here: RunHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "find_spec", lambda name: None if f"tracker={name}" == word else find_spec(name))
+    name = word.removeprefix("tracker=")
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    (tmp_path / name).mkdir()  # which W&B leaves behind, and which Python takes for a package
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
     with pytest.raises(UserError) as refused:
         run_here("recipe=onepoch", word, f"out={tmp_path / 'run'}")
     assert str(refused.value) == line and not (tmp_path / "run").exists()

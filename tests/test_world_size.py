@@ -25,6 +25,9 @@ ASKED = {
 }
 
 
+THREE = pytest.param(3, marks=pytest.mark.slow)
+
+
 @dataclass(frozen=True)
 class Said:
     folder: Path
@@ -74,7 +77,9 @@ def run_ranks(world_size: int, home: Path, environment: dict[str, str], *asked: 
     return home
 
 
-@pytest.mark.parametrize(("world_size", "what"), [(2, "exact"), (3, "exact"), (2, "buckets")])
+@pytest.mark.parametrize(
+    ("world_size", "what"), [(2, "exact"), (2, "buckets"), pytest.param(3, "exact", marks=pytest.mark.slow)]
+)
 def test_many_processes_take_the_steps_of_one(ranks: Ranks, world_size: int, what: str) -> None:
     """In batches that do not divide, and in one with fewer images than processes; augmented, clipped and averaged; also
     with gradients in several messages."""
@@ -114,7 +119,7 @@ def layer(said: Said) -> str:
     return next(name.removeprefix("1.network.") for name in said.weights if name.startswith("1.network."))
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [2, THREE])
 def test_the_learning_rate_is_the_same_at_every_step(ranks: Ranks, world_size: int) -> None:
     """A scheduler prepared by Accelerate steps once for every process."""
     rates = ranks(world_size, "exact").facts["rates"]
@@ -122,12 +127,12 @@ def test_the_learning_rate_is_the_same_at_every_step(ranks: Ranks, world_size: i
     assert len(set(rates)) == 8 and rates[-1] == pytest.approx(0.05 * 1e-4)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, THREE])
 def test_every_training_image_counts_once_an_epoch(ranks: Ranks, world_size: int) -> None:
     assert ranks(world_size, "exact").facts["images"] == [TRAIN_IMAGES] * EPOCHS
 
 
-@pytest.mark.parametrize("world_size", [2, 3, pytest.param(7, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("world_size", [2, THREE, pytest.param(7, marks=pytest.mark.slow)])
 def test_every_test_image_is_scored_once_also_where_some_processes_have_none(ranks: Ranks, world_size: int) -> None:
     one, many = ranks(1, "score").facts["scores"], ranks(world_size, "score").facts["scores"]
     assert [total for _, total, _ in many] == [TEST_IMAGES, FEW_TEST_IMAGES]

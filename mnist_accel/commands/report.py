@@ -8,7 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from mnist_accel import cli
 from mnist_accel.console import report
-from mnist_accel.errors import UserError
+from mnist_accel.errors import UserError, say
 from mnist_accel.files import write_whole
 from mnist_accel.pages.page import is_ours
 from mnist_accel.recipe import CONFIG, option
@@ -37,6 +37,10 @@ def main(argv: list[str]) -> int:
         raise UserError(f"report: no run given. Type {USAGE}")
     if len(set(typed)) < len(typed):
         raise UserError("report: the same run twice. Name each once")
+    if len(typed) > 1:
+        typed = [word for word in typed if has_ended(word)]  # runs/onepoch/* may hold one that is under way, too
+    if not typed:
+        raise UserError("report: none of these runs has ended. Name one with a result.json")
     folders = [cli.expand_path(word, word) for word in typed]
     target = choose_target(options.out, folders)
 
@@ -50,6 +54,13 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{shown}: cannot be written ({error.strerror}). Name another with out=FILE") from None
     report.facts(console, [("report", min(str(target), os.path.relpath(target), key=len))])
     return 0
+
+
+def has_ended(word: str) -> bool:
+    ended = os.path.lexists(cli.expand_path(word, word) / "result.json")
+    if not ended:
+        say(f"{word}: left out, there is no result.json")
+    return ended
 
 
 def choose_target(out: str | None, folders: list[Path]) -> Path:

@@ -103,7 +103,7 @@ def transfer(url: str, timeout: float, deadline: float, max_bytes: int, answered
     return bytes(content)
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """An error in one short printable line; a server has a say in some of these texts."""
     if isinstance(error, urllib.error.HTTPError):
         return f"answers {error.code}"

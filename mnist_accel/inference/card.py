@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 
-from mnist_accel.cli import spell
 from mnist_accel.recipe import Recipe, keys_of
 from mnist_accel.runs.result import ClaimResult, RunResult
 from mnist_accel.runs.weights_file import WeightsMeta
@@ -66,7 +65,7 @@ def summary(result: RunResult, meta: WeightsMeta) -> str:
 
 
 def figures(result: RunResult, recipe: Recipe) -> str:
-    scored = f"{recipe.validation:,} held-out training" if recipe.validation else "test"
+    scored = "held-out training" if recipe.validation else "test"
     rows = [
         ("accuracy", f"{result.accuracy:.2f} % ({result.correct:,} of {result.total:,} {scored} images)"),
         ("loss", f"{result.test_loss:.4f}"),
@@ -106,7 +105,10 @@ def regime(result: RunResult, recipe: Recipe) -> str:
         ("optimizer", f"{recipe.optimizer}, lr {recipe.lr:g} {recipe.schedule}, weight decay {recipe.weight_decay:g}"),
         ("seed", str(result.seed)),
         ("precision", quoted(result.precision)),
-        ("command", quoted(" ".join(["python launch.py", *words(result, recipe)]))),
+        (
+            "command",
+            quoted(" ".join(["python launch.py", *words])) if (words := words_of(result)) else "a recipe of its own",
+        ),
         ("versions", quoted(", ".join(f"{name} {version}" for name, version in result.versions.items()))),
     ]
     if result.commit:
@@ -114,12 +116,12 @@ def regime(result: RunResult, recipe: Recipe) -> str:
     return table("", "", rows)
 
 
-def words(result: RunResult, recipe: Recipe) -> list[str]:
-    """What was typed of the recipe; where data and runs lie on this machine is nobody's business."""
-    typed = [word.partition("=")[0] for word in result.command]
-    learned = [name for name in keys_of(Recipe) if name in typed]
+def words_of(result: RunResult) -> list[str]:
+    """What repeats it elsewhere; where data and runs lie on this machine is nobody's business."""
+    told = {"recipe", "precision", "processes", "dry_run", *keys_of(Recipe)}
+    words = [word for word in result.words_to_repeat if word.partition("=")[0] in told]
     on = ["dataset=synthetic"] * (result.dataset == "synthetic") + ["dry_run=true"] * result.dry_run
-    return [f"recipe={recipe.name}", *(f"{name}={spell(getattr(recipe, name))}" for name in learned), *on]
+    return [*words, *(word for word in on if word not in words)] if words else []
 
 
 def counted(number: int, what: str) -> str:

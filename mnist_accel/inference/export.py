@@ -5,7 +5,6 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from mnist_accel.data.synthetic import draw_dataset
 from mnist_accel.errors import UserError
-from mnist_accel.files import read_regular, refuse_unwritable, write_whole
+from mnist_accel.files import is_installed, read_regular, refuse_unwritable, write_whole
 from mnist_accel.inference.card import model_card
 from mnist_accel.inference.weights import SIDE, WEIGHTS, ReadyNetwork, find_weights, load
 from mnist_accel.runs.folder import EXPORT
@@ -31,7 +30,7 @@ Run = Callable[[Tensor], Tensor]
 def export(run: str) -> tuple[Path, float]:
     """The new folder, and by how much an output of the ONNX network differed at most."""
     for package in NEEDED:
-        if find_spec(package) is None:
+        if not is_installed(package):
             raise UserError(f"export: {package} is not installed. Type pip install -e '.[export]'")
     folder = find_weights(run).parent
     target = folder / EXPORT

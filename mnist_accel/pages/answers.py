@@ -2,6 +2,7 @@
 
 import torch
 
+from mnist_accel.pages import curves
 from mnist_accel.pages.charts import heat_table
 from mnist_accel.pages.digits import data_uri
 from mnist_accel.pages.page import Html, joined, table, tag
@@ -79,7 +80,7 @@ def worst(record: RunRecord, kept: Evaluation) -> Html:
             yes = torch.sigmoid(kept.logits[place, 0]).item()
             answer = "yes" if yes > 0.5 else "no"
             said, truth = f"{100 * max(yes, 1 - yes):.1f} %", f"a {label}"
-        title = f"test image {place:,}: a {label}, answered {answer}"
+        title = f"{curves.scored_on(record)} image {place:,}: a {label}, answered {answer}"
         picture = tag(
             "img", src=data_uri([bytes(row.tolist()) for row in image]), alt=title, title=title, width=28, height=28
         )

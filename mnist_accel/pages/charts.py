@@ -54,6 +54,7 @@ def line_chart(
     x_format: Callable[[float], str] = lambda value: f"{value:,.6g}",
     log_x: bool = False,
     log_y: bool = False,
+    whole_x: bool = False,
     from_zero: bool = False,
     width: int = 360,
     height: int = 222,
@@ -70,7 +71,7 @@ def line_chart(
         return Html()
     x = fitted([at for at, _ in points], log_x, LEFT, width - RIGHT, padded=False)
     y = fitted([at for _, at in points] + [0.0] * (from_zero and not log_y), log_y, height - BOTTOM, TOP)
-    drawn = [axes(x, y, x_format, y_format, width, height), *(draw(one, x, y, y_format) for one in series)]
+    drawn = [axes(x, y, x_format, y_format, width, height, whole_x), *(draw(one, x, y, y_format) for one in series)]
     if x_label:
         drawn.append(tag("text", x_label, x=width - RIGHT, y=height - 6, class_="axis", text_anchor="end"))
     return figure(
@@ -113,14 +114,20 @@ def swatch(one: Series) -> Html:
 
 
 def axes(
-    x: Scale, y: Scale, x_format: Callable[[float], str], y_format: Callable[[float], str], width: int, height: int
+    x: Scale,
+    y: Scale,
+    x_format: Callable[[float], str],
+    y_format: Callable[[float], str],
+    width: int,
+    height: int,
+    whole_x: bool = False,
 ) -> Html:
     parts = []
     for value in y.ticks(4):
         at = f"{y(value):.1f}"
         parts.append(tag("path", d=f"M{LEFT} {at}H{width - RIGHT}", class_="grid"))
         parts.append(tag("text", y_format(value), x=LEFT - 7, y=at, dy="0.32em", class_="axis", text_anchor="end"))
-    for value in x.ticks(5):
+    for value in (value for value in x.ticks(5) if not whole_x or value == round(value)):
         at = f"{x(value):.1f}"
         parts.append(tag("text", x_format(value), x=at, y=height - BOTTOM + 15, class_="axis", text_anchor="middle"))
     return joined(parts)

@@ -96,6 +96,10 @@ def settings(records: Sequence[RunRecord], names: Sequence[str]) -> Html:
         values = [record.result.recipe if key == "recipe" else record.settings.get(key) for record in records]
         if key != "out" and len(set(map(repr, values))) > 1:
             rows.append((key, *map(spelt, values)))
+    for key in ("began", "commit"):
+        values = [getattr(record.result, key) for record in records]
+        if len(set(values)) > 1:
+            rows.append((key, *map(spelt, values)))
     if not rows:
         return tag("p", "None: they learned and ran alike.", class_="note")
     return table(("", *names), rows, label="Settings that differ")

@@ -14,6 +14,7 @@ from mnist_accel.training.state import EpochStats
 class Axes(TypedDict):
     x_label: str
     x_format: Callable[[float], str]
+    whole_x: bool
 
 
 POINTS = 200  # of the planned learning rate
@@ -32,11 +33,10 @@ def of_one(record: RunRecord) -> Html:
     trained = [stats.train_accuracy for stats in history]
     if any(value is not None for value in trained):
         accuracies.insert(0, Series("training", epochs, trained, 2, dashed=True))
-    rate = line_chart("Learning rate", [learning_rate(record)], x_label="epoch", x_format=whole, from_zero=True)
+    rate = line_chart("Learning rate", [learning_rate(record)], from_zero=True, **BY_EPOCH)
     if len(history) == 1:  # one point is no curve
         return rate
-    axes: Axes = {"x_label": "epoch", "x_format": whole}
-    return charts(loss_chart("Loss", losses), line_chart("Accuracy, %", accuracies, y_format=percent, **axes), rate)
+    return charts(loss_chart("Loss", losses), line_chart("Accuracy, %", accuracies, y_format=percent, **BY_EPOCH), rate)
 
 
 def of_several(records: Sequence[RunRecord], names: Sequence[str]) -> Html:
@@ -47,14 +47,13 @@ def of_several(records: Sequence[RunRecord], names: Sequence[str]) -> Html:
             for number, (name, history) in enumerate(zip(names, histories, strict=True), 1)
         ]
 
-    axes: Axes = {"x_label": "epoch", "x_format": whole}
     rates = [learning_rate(record, name, n) for n, (name, record) in enumerate(zip(names, records, strict=True), 1)]
     return charts(
-        line_chart("Accuracy, %", overlaid("accuracy"), y_format=percent, legend=False, **axes),
+        line_chart("Accuracy, %", overlaid("accuracy"), y_format=percent, legend=False, **BY_EPOCH),
         loss_chart("Loss", overlaid("test_loss"), legend=False),
-        line_chart("Training accuracy, %", overlaid("train_accuracy"), y_format=percent, legend=False, **axes),
+        line_chart("Training accuracy, %", overlaid("train_accuracy"), y_format=percent, legend=False, **BY_EPOCH),
         loss_chart("Training loss", overlaid("train_loss"), legend=False),
-        line_chart("Learning rate", rates, from_zero=True, legend=False, **axes),
+        line_chart("Learning rate", rates, from_zero=True, legend=False, **BY_EPOCH),
     )
 
 
@@ -72,9 +71,7 @@ def loss_chart(title: str, series: Sequence[Series], legend: bool = True) -> Htm
     """On a log scale where a linear one would show a flat line at its bottom."""
     values = [value for one in series for value in one.ys if value is not None]
     log = bool(values) and min(values) > 0 and max(values) > 20 * min(values)
-    return line_chart(
-        f"{title}{' (log scale)' if log else ''}", series, x_label="epoch", x_format=whole, log_y=log, legend=legend
-    )
+    return line_chart(f"{title}{' (log scale)' if log else ''}", series, log_y=log, legend=legend, **BY_EPOCH)
 
 
 def learning_rate(record: RunRecord, name: str = "", colour: int = 1) -> Series:
@@ -120,3 +117,6 @@ def percent(value: float) -> str:
 
 def whole(value: float) -> str:
     return f"{value:,.6g}"
+
+
+BY_EPOCH: Axes = {"x_label": "epoch", "x_format": whole, "whole_x": True}

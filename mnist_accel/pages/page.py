@@ -9,6 +9,7 @@ import base64
 import hashlib
 import html
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -118,7 +119,7 @@ def escaped(value: object) -> str:
 
 def home_as_tilde(text: str) -> str:
     """A page may be handed to anybody: what the user is called stays at home."""
-    home = str(Path.home()).rstrip("/")
+    home = os.path.expanduser("~").rstrip("/")  # "~" itself where nobody knows it
     return re.sub(rf"(?<![\w/.-]){re.escape(home)}(?![\w.-])", "~", text) if home else text
 
 

@@ -15,7 +15,6 @@ from mnist_accel.runs.result import RunResult
 from mnist_accel.training.state import EpochStats
 
 STATES = {"finished": "good", "failed": "bad", "interrupted": "bad"}
-NOT_REPEATED = ("out", "resume")  # a folder is taken, and there is nothing to go on from
 
 
 def page_of(folder: Path, asked: str = "") -> str:
@@ -160,6 +159,7 @@ def settings(record: RunRecord) -> Html:
         ("data", f"{result.dataset}: {result.dataset_reason}"),
         ("images", f"{result.train_images:,} to train, {result.test_images:,} to score"),
         ("optimizer steps", f"{result.optimizer_steps:,}"),
+        *((name, value) for name in ("began", "commit", "profile") if (value := getattr(result, name))),
         *((name, version) for name, version in result.versions.items()),
     ]
     parts = [tag("h3", "In effect"), facts(effect)]
@@ -196,10 +196,11 @@ def spelt(value: Setting) -> str:
 
 
 def again(record: RunRecord) -> Html:
-    result = record.result
-    words = [word for word in result.command if word.partition("=")[0] not in NOT_REPEATED]
-    if result.world_size > 1 and not any(word.startswith("processes=") for word in words):
-        words.append(f"processes={result.world_size}")
+    words = record.result.words_to_repeat
+    if not words:
+        return tag(
+            "p", "Started in Python, with a recipe that is no file: recipe.json holds all its settings.", class_="note"
+        )
     return command(printable(shlex.join(["python", "launch.py", *words])))
 
 

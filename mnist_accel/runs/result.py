@@ -22,6 +22,7 @@ from mnist_accel.runs.resume import Resumption
 from mnist_accel.training.state import EpochStats, Position, Positive
 
 SCHEMA = 1
+NOT_REPEATED = ("out", "resume")  # a folder is taken, and there is nothing to go on from
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,17 @@ class RunResult:
         if self.dataset != "mnist":
             return "Not compared with the documented figures: those are for MNIST, this run used synthetic digits."
         return "Not compared with the documented figures: the recipe's settings were changed."
+
+    @property
+    def words_to_repeat(self) -> list[str]:
+        """launch.py's words that train the same again; none where a recipe of Python's own was trained."""
+        typed = [word.partition("=")[0] for word in self.command]
+        words = [word for word, key in zip(self.command, typed, strict=True) if key not in NOT_REPEATED]
+        if words and self.world_size > 1 and "processes" not in typed:
+            words.append(f"processes={self.world_size}")
+        if words and self.precision != "fp32" and "precision" not in typed:  # a launcher asked for it
+            words.append(f"precision={self.precision}")
+        return words
 
     def _repr_html_(self) -> str:
         """What a notebook shows of it."""
@@ -204,7 +216,7 @@ def as_table(result: RunResult) -> str:
         "recipe": f"{result.recipe}, {result.params:,} parameters",
         "status": result.status + (", a dry run: the figures mean nothing" if result.dry_run else ""),
         "accuracy": f"{result.accuracy:.2f} % ({result.correct:,} of {result.total:,})" if scored else "",
-        "loss": f"{result.train_loss:.4f} training, {result.test_loss:.4f} test" if scored else "",
+        "loss": f"{result.train_loss:.4f} training, {result.test_loss:.4f} scored" if scored else "",
         "training": f"{len(result.history)} of {result.epochs} epochs in {result.train_seconds:.2f} s",
         "data": f"{result.dataset}: {result.dataset_reason}",
         "device": f"{result.device}, {result.precision}",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from mnist_accel.blame import what_of
 from mnist_accel.cli import Request, expand_path, too_small_batch
 from mnist_accel.data.dataset import Dataset, hold_out, load_dataset
 from mnist_accel.errors import Interrupted, OutOfMemory, PeerLost, TrainingFailed, UserError
@@ -107,7 +108,7 @@ def run_in(
                 tell_later_attempts_failed(str(progress.error))
         if progress.error is None:
             watcher.on_end(result)
-        if make_report and result.history and written:
+        if make_report and written:
             report(folder, make_report, watcher)
     if progress.error is not None:
         if not progress.error.here_only:
@@ -265,8 +266,8 @@ def go_on(trainer: Trainer, resumed: Resumption, options: RunOptions) -> None:
 def report(folder: RunFolder, make_report: MakeReport, watcher: Watcher) -> None:
     try:
         page = make_report(folder.path)
-    except UserError as error:  # another process of the user's was at the folder
-        folder.note(f"{folder.path / REPORT} could not be made: {error}")
+    except Exception as error:  # a network of the user's is in it, and the run is over: nothing may cost it now
+        folder.note(f"{folder.path / REPORT} could not be made: {what_of(error)}")
         return
     if folder.write(REPORT, page.encode()):
         watcher.on_report(folder.path / REPORT)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
-from importlib.util import find_spec
+from math import ceil
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,13 +20,14 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from mnist_accel.data.download import one_line
 from mnist_accel.errors import UserError
+from mnist_accel.files import is_installed
 from mnist_accel.recipe import Recipe, keys_of
 from mnist_accel.runs.folder import TRACKING
 from mnist_accel.runs.watcher import Start, Watcher
 from mnist_accel.training.state import EpochStats, StepInfo
 
 PROJECT = "mnist_accel"
-POINTS = 20  # losses of single steps an epoch
+POINTS = 20  # at most so many losses of single steps an epoch
 FIGURES = ("train_loss", "train_accuracy", "test_loss", "accuracy", "lr")
 MLFLOW_STORE = "MLFLOW_TRACKING_URI"
 
@@ -38,7 +39,7 @@ def refuse_missing(name: str) -> None:
             f"tracker={name}: Accelerate {accelerate.__version__} does not know it yet. "
             "Type pip install --upgrade accelerate"
         )
-    if find_spec(name) is None:
+    if not is_installed(name):
         raise UserError(f"tracker={name}: not installed. Type pip install {name}, or leave tracker out")
 
 
@@ -83,10 +84,10 @@ class Tracking:
             return
         try:
             action()
-        except Exception as error:  # anybody's code, which may raise anything
+        except (Exception, SystemExit) as error:  # anybody's code, which may raise anything
             self.give_up(error)
 
-    def give_up(self, error: Exception) -> None:
+    def give_up(self, error: BaseException) -> None:
         self.failed = True
         said = one_line(error)
         self.tell(f"tracker={self.name} is told no more, it failed ({type(error).__name__}: {said})")
@@ -96,8 +97,9 @@ class Tracking:
         run_id = self.journal.read()
         with nobody_to_ask():
             kind = LOGGER_TYPE_TO_CLASS[self.name]
-            self.tracker = kind(*names_of(kind, self.folder), **self.settings(run_id))
-            self.tracker.start()
+            tracker = kind(*names_of(kind, self.folder), **self.settings(run_id))
+            tracker.start()
+        self.tracker = tracker
         if run_id is None:
             self.tracker.store_init_configuration(hyperparameters(self.recipe))
             self.journal.begin(run_id_of(self.tracker))
@@ -111,7 +113,7 @@ class Tracking:
         if self.tracker is None:
             return
         if self.failed:
-            with suppress(Exception):
+            with suppress(Exception, SystemExit):
                 self.tracker.finish()
         self.attempt(self.tracker.finish)
 
@@ -173,7 +175,7 @@ class Journal:
 
 def is_due(info: StepInfo) -> bool:
     """The last step of an epoch is told with the epoch's figures."""
-    every = max(1, info.steps_per_epoch // POINTS)
+    every = ceil(info.steps_per_epoch / POINTS)
     return info.step % every == 0 and info.step < info.steps_per_epoch
 
 
