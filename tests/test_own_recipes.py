@@ -11,6 +11,8 @@ import pytest
 
 Type = Callable[..., "subprocess.CompletedProcess[str]"]
 
+SHOWN = ("compact13k", "efficient25k", "is3", "onepoch", "sub20k", "tuned")  # the reader may have more
+
 RECIPE = """from mnist_accel.recipe import Claim, Measured, Recipe
 
 RECIPE = Recipe(name="{name}", model="is3", epochs=1, batch_size=64, optimizer="sgd", lr=0.1, dropout=0.0)
@@ -79,7 +81,7 @@ def listed(type_there: Type) -> str:
 
 def test_the_list_shows_every_sound_recipe_with_its_networks_parameters(listed: str) -> None:
     rows = [line.split()[:2] for line in listed.splitlines() if re.match(r"\w+ +[\d,]+ ", line)]
-    assert rows == [
+    assert [row for row in rows if row[0] in SHOWN] == [
         ["compact13k", "13,808"],
         ["efficient25k", "8,762"],
         ["is3", "144,833"],

@@ -182,11 +182,11 @@ class TestBatches:
     batch_size: int | None = None
 
     @property
-    def share(self) -> slice:
+    def places(self) -> slice:
         return rank_slice(0, len(self.store), self.rank, self.world_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        share, batch_size = self.share, self.batch_size or scored_at_once(self.store.device)
+        share, batch_size = self.places, self.batch_size or scored_at_once(self.store.device)
         for start in range(share.start, share.stop, batch_size):
             stop = min(start + batch_size, share.stop)
             indices = torch.arange(start, stop, device=self.store.images.device)

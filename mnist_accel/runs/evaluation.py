@@ -42,7 +42,7 @@ def gather_logits(own: list[Tensor], batches: TestBatches, classes: int, world_s
     everything = torch.zeros(len(batches.store), classes + 1, device=device)
     if own:
         logits = torch.cat(own).float()
-        mine = everything[batches.share.start : batches.share.start + len(logits)]
+        mine = everything[batches.places.start : batches.places.start + len(logits)]
         mine[:, :classes], mine[:, classes] = logits, 1
     if world_size > 1:
         patience.wait(torch.distributed.all_reduce(everything, async_op=True), device)

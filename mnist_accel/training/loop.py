@@ -108,7 +108,7 @@ class Loop:
         return self.clock() - started
 
     def train_epoch(self) -> None:
-        """All that is left of the epoch's steps."""
+        """All that is left of the epoch's steps: none, where a run goes on that was stopped before the scoring."""
         position = self.position
         self.model.train()
         if position.step == 0:

@@ -54,8 +54,8 @@ class EpochStats:
 class Position:
     """How far training has come: with the tensors of a checkpoint, all that going on exactly needs."""
 
-    epoch: int = 0  # finished epochs
-    step: int = 0  # finished steps of the epoch under way
+    epoch: int = 0  # scored epochs
+    step: int = 0  # finished steps of the epoch under way: all of them where it is trained, but not yet scored
     loss_sum: float = 0.0  # over their images
     images: int = 0
     correct: int | None = None  # of these; None where an older version, which did not count, began the epoch
