@@ -187,11 +187,12 @@ for step in range(4):  # the first two are DDP's own way of starting
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("asked", "timeout", "said"),
     [
         (0, 2.0, r"error: process 0 lost another of this job, which ended or kept it waiting for longer than .*\n"),
-        pytest.param(signal.SIGTERM, 600.0, r"stopped by SIGTERM; nothing was saved\n", marks=pytest.mark.slow),
+        (signal.SIGTERM, 600.0, r"stopped by SIGTERM; nothing was saved\n"),
     ],
     ids=["until timeout=", "until it is asked to stop"],
 )

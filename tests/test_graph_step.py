@@ -54,6 +54,7 @@ REGIMES: dict[str, dict[str, Any]] = {
     "binary": {"model": "is3", "loss": "binary", "dropout": 0.2, "ema": 0.9, "epochs": 2},
     "channel dropout": WARPED | {"model": "onepoch", "dropout": 0.2},
 }
+ADAM = pytest.param("adam", marks=pytest.mark.slow)  # beside adamw it adds little
 WAYS = pytest.mark.parametrize("way", [GraphStep, RecordedStep])
 Way = type[GraphStep]
 
@@ -316,7 +317,7 @@ def test_a_warm_up_without_enough_memory_is_no_failed_capture(
 
 
 @WAYS
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", ADAM, "adamw"])
 @pytest.mark.parametrize(("batch_size", "too_far"), [(10, 3), (10, 64), (100, 5)])
 def test_a_bad_loss_stops_every_later_step(
     fit: Fit, runtime: Runtime, tiny: Dataset, way: Way, optimizer: str, batch_size: int, too_far: int
@@ -411,7 +412,7 @@ def interrupted(
     return found
 
 
-@pytest.mark.parametrize("regime", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("regime", ["sgd", ADAM, "adamw"])
 @pytest.mark.parametrize(
     ("first", "second"),
     [(GraphStep, GraphStep), (RecordedStep, RecordedStep), (EagerStep, RecordedStep), (RecordedStep, EagerStep)],

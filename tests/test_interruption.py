@@ -387,6 +387,7 @@ def test_what_was_asked_to_stop_is_not_started_again(begin: Begin, late_two: Pat
 # Other people's launchers, and ours
 
 
+@pytest.mark.slow
 def test_the_end_of_accelerate_launch_ends_its_training_which_saves(begin: Begin) -> None:
     """It dies of SIGTERM without passing it on."""
     job = begin(*WORDS, "checkpoint_every=1", launcher=ACCELERATE)

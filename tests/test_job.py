@@ -50,6 +50,7 @@ def test_ranks_that_hold_different_data_refuse_to_train(run_launch: Launch, tmp_
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_ranks_that_find_different_checkpoints_refuse_to_go_on(
     run_launch: Launch, late_two: Path, tmp_path: Path
 ) -> None:

@@ -178,6 +178,7 @@ def test_a_start_waits_for_nothing_that_it_does_not_use(
 # Ways to start it
 
 
+@pytest.mark.slow
 def test_the_config_file_is_facts_of_the_machine_and_flags_go_on_top(
     run_launch: Launch, tmp_path: Path, root: Path
 ) -> None:
@@ -361,6 +362,7 @@ def test_a_launchers_environment_that_does_not_hold_together_costs_one_line(run_
     assert names(tmp_path) == set()
 
 
+@pytest.mark.slow
 def test_a_launcher_that_starts_too_few_processes_is_refused(run_launch: Launch, tmp_path: Path) -> None:
     """``--cpu --num_processes 2`` starts one, which would train alone; each process of a job must find itself in it."""
     launcher = (*ACCELERATE, "--cpu", "--num_processes", "2")
@@ -369,6 +371,7 @@ def test_a_launcher_that_starts_too_few_processes_is_refused(run_launch: Launch,
     assert "error: accelerate launch --cpu --num_processes N: starts one process only. Type python" in ended.stderr
 
 
+@pytest.mark.slow
 def test_accelerate_launch_trains_on_all_cores_and_a_config_that_nobody_named_is_named(
     run_launch: Launch, tmp_path: Path
 ) -> None:

@@ -33,7 +33,8 @@ def lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-@pytest.mark.parametrize("dataset", ["mnist", pytest.param("synthetic", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dataset", ["mnist", "synthetic"])
 def test_four_processes_and_another_job_make_the_data_once(
     begin: Begin, server: Server, tmp_path: Path, dataset: str
 ) -> None:

@@ -138,6 +138,7 @@ def test_results_of_two_processes_are_identical_too(
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_every_rank_leaves_a_trace_in_the_same_folder(two_ranks: tuple[Run, Path]) -> None:
     run, home = two_ranks
     assert (run.code, run.err) == (0, "")

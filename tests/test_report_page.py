@@ -217,7 +217,9 @@ HOSTILE = [None, True, -1, 0, 10**400, 1e300, -1e-300, 5e-324, "", "x" * 100_000
 
 def test_a_file_that_lies_costs_one_line_and_never_a_traceback(ran: Ran, tmp_path: Path) -> None:
     """Every value of both files by everything that it is not, one after the other."""
-    (ran.folder / "model.safetensors").unlink()  # whose pad, made anew each time, takes longer than the rest of the page
+    (
+        ran.folder / "model.safetensors"
+    ).unlink()  # whose pad, made anew each time, takes longer than the rest of the page
     tried = 0
     for name in ("result.json", "recipe.json"):
         whole = (ran.folder / name).read_text()
