@@ -164,6 +164,7 @@ sys.stdout.write(json.dumps([sent, said]) + "\\n")
 """
 
 
+@pytest.mark.slow
 def test_gradients_loss_and_signals_of_all_ranks_come_in_one_message(
     tmp_path: Path, clean_environment: dict[str, str]
 ) -> None:

@@ -141,7 +141,7 @@ def test_sigterm_saves_says_so_in_one_line_and_ends_with_143(
     goes_on_as_if_nothing_had_happened(a_run(run_launch, late, *WORDS, "resume=auto"), trained_run)
 
 
-@pytest.mark.parametrize("written", ["/checkpoints", "result.json"])
+@pytest.mark.parametrize("written", ["/checkpoints", pytest.param("result.json", marks=pytest.mark.slow)])
 def test_a_second_signal_does_not_cut_the_saving_off(begin: Begin, late: Path, written: str) -> None:
     """The launcher sends its own after the terminal's; an impatient user too."""
     job = begin(*WORDS, "resume=auto", folder=late, held=written)

@@ -37,6 +37,7 @@ def a_job_of_two(run_launch: Launch, folder: Path, change: str, *words: str) -> 
     return ended.returncode, ended.stdout, ended.stderr
 
 
+@pytest.mark.slow
 def test_ranks_that_hold_different_data_refuse_to_train(run_launch: Launch, tmp_path: Path) -> None:
     change = (
         "from dataclasses import replace\n"
