@@ -6,7 +6,7 @@ from pydantic.dataclasses import dataclass
 
 from mnist_accel import cli, errors
 from mnist_accel.console import report
-from mnist_accel.errors import UserError, printable
+from mnist_accel.errors import UserError
 from mnist_accel.recipe import CONFIG, REAL_DATA, option
 
 USAGE = "python -m mnist_accel eval RUN key=value…"
@@ -48,10 +48,10 @@ def main(argv: list[str]) -> int:
     if errors.is_first_rank():
         threads = f"{runtime.threads} thread{'s'[: runtime.threads > 1]}"
         rows = [
-            ("run", printable(paths[0])),
+            ("run", paths[0]),
             ("model", f"{network.meta.network} of recipe {network.meta.recipe}"),
             ("device", f"{runtime.device_name}, {threads}, {runtime.precision}"),
-            ("data", printable(f"{data.name}: {data.reason}")),
+            ("data", f"{data.name}: {data.reason}"),
         ]
         report.facts(console, rows)
         inference_report.show_score(console, score, then.result)

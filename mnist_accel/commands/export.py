@@ -2,7 +2,7 @@
 
 from mnist_accel import cli
 from mnist_accel.console import report
-from mnist_accel.errors import UserError, printable
+from mnist_accel.errors import UserError
 
 USAGE = "python -m mnist_accel export RUN"
 
@@ -23,5 +23,5 @@ def main(argv: list[str]) -> int:
         ("weights", f"{folder}/model.safetensors"),
         ("card", f"{folder}/README.md"),
     ]
-    report.facts(console, [(name, printable(value)) for name, value in rows])
+    report.facts(console, rows)
     return 4 if report.Output.lost else 0
