@@ -140,7 +140,7 @@ class Call:
 
 
 def calls_of(recipe: Recipe, runtime: Runtime, data: Dataset) -> dict[str, Call]:
-    model = new_model(recipe, runtime).train()
+    model = new_model(recipe, runtime, data).train()
     given: dict[str, Tensor] = {}
     gradients: dict[str, Tensor] = {}
 
@@ -151,7 +151,11 @@ def calls_of(recipe: Recipe, runtime: Runtime, data: Dataset) -> dict[str, Call]
 
         return on_forward
 
-    convolutions = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    convolutions = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d) and module.weight.requires_grad
+    }
     for name, module in convolutions.items():
         module.register_forward_hook(watch(name))
     images = data.train_images[: recipe.batch_size].to(runtime.device).float().unsqueeze(1) / 255

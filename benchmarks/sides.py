@@ -162,7 +162,7 @@ def no_interrupt_dropped() -> Iterator[None]:
 
 def bare_seconds(recipe: Recipe, runtime: Runtime, data: Dataset) -> float:
     """One epoch of the bare loop over the same images as `our_seconds`."""
-    model = new_model(recipe, runtime)
+    model = new_model(recipe, runtime, data)
     images, labels = data.train_images.to(runtime.device), data.train_labels.to(runtime.device)
     optimizer = build_optimizer(recipe.optimizer, model.parameters(), **optimizer_settings(recipe))
     objective = build_objective(recipe.loss, recipe.label_smoothing, recipe.positive_class)
@@ -218,7 +218,8 @@ def augmentation_of(recipe: Recipe) -> dict[str, float]:
 
 
 def optimizer_settings(recipe: Recipe) -> dict[str, Any]:
-    return {name: getattr(recipe, name) for name in ("lr", "momentum", "nesterov", "weight_decay")}
+    settings = {name: getattr(recipe, name) for name in ("lr", "momentum", "nesterov", "weight_decay")}
+    return settings | {"betas": (recipe.beta1, recipe.beta2)}
 
 
 def stock_loader(folder: str, recipe: Recipe, workers: int = 0, train: bool = True) -> Any:

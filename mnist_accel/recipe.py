@@ -24,6 +24,7 @@ class Needs:
 
 
 SGD = Needs("optimizer", ("sgd",))
+ADAM = Needs("optimizer", ("adam", "adamw"))
 WARMED_UP = Needs("schedule", ("onecycle", "linear"))
 STEPPED = Needs("schedule", ("step",))
 CLASSES = Needs("loss", ("cross_entropy",))
@@ -94,6 +95,8 @@ class Recipe:
     lr: Annotated[float, option("learning rate; the peak, where a schedule moves it", gt=0)]
     momentum: Annotated[float, option("momentum", ge=0, lt=1), SGD] = 0.9
     nesterov: Annotated[bool, option("Nesterov's form of momentum"), SGD] = False
+    beta1: Annotated[float, option("what the mean of gradients keeps of itself a step", ge=0, lt=1), ADAM] = 0.9
+    beta2: Annotated[float, option("what the mean of squared gradients keeps of itself", ge=0, lt=1), ADAM] = 0.999
     weight_decay: Annotated[float, option("weight decay (L2; decoupled with adamw)", ge=0)] = 0.0
     schedule: Annotated[
         Literal["constant", "onecycle", "linear", "step"], option("how lr moves, counted in optimizer steps")
@@ -105,6 +108,10 @@ class Recipe:
     clip_norm: Annotated[float, option("largest gradient norm; 0 leaves gradients alone", ge=0)] = 0.0
     ema: Annotated[float, option("decay of the weights' moving average; 0 evaluates the weights", ge=0, lt=1)] = 0.0
     positive_class: Annotated[int, option("the digit that counts as yes", ge=0, le=9), BINARY] = 3
+    first_filters: Annotated[
+        Literal["learned", "whitening"],
+        option("the first convolution's: learned, or fixed to what whitens patches of training images"),
+    ] = "learned"
     dropout: Annotated[float, option("probability that dropout zeroes a value", ge=0, lt=1)]
     sync_batchnorm: Annotated[bool, option("batch norm over all processes' images, not each its own")] = False
     rotation: Annotated[float, option("random rotation, up to ± this many degrees", ge=0, le=180)] = 0.0

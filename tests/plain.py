@@ -5,6 +5,7 @@ Nothing of ours in it but the networks, the seeds, the drawing of warps and the 
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,8 @@ def train(recipe: Recipe, data: Dataset, half: bool = False) -> Trained:
         data = hold_out(data, recipe.validation)
     torch.manual_seed(derive_seed(recipe.seed, "weights"))
     model = build_model(recipe.model, recipe.dropout).to(memory_format=torch.channels_last)
+    if recipe.first_filters == "whitening":
+        whiten(model, (data.train_images[:5000, None] / 255 - recipe.mean) / recipe.std)
     optimizer = optimizer_of(recipe, model)
     steps = -(-len(data.train_labels) // recipe.batch_size)
     average = {name: value.clone() for name, value in model.state_dict().items()}
@@ -93,10 +96,29 @@ def count_correct(recipe: Recipe, logits: Tensor, labels: Tensor) -> int:
 
 
 def optimizer_of(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    own = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
+    own: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), momentum=recipe.momentum, nesterov=recipe.nesterov, **own)
+    own["betas"] = (recipe.beta1, recipe.beta2)
     return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer](model.parameters(), **own)
+
+
+def whiten(model: nn.Module, images: Tensor) -> None:
+    """Gives the first convolution, 3×3 at stride 1, filters whose outputs have variance 1 and do not correlate, and
+    the negatives of those."""
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    patches = images.unfold(2, 3, 1).unfold(3, 3, 1).reshape(-1, 9).double().numpy()
+    _, singular, directions = np.linalg.svd(patches - patches.mean(0), full_matrices=False)
+    filters = []
+    for direction, value in zip(directions, singular, strict=True):
+        direction *= np.sign(direction[np.abs(direction).argmax()])
+        filters.append(direction / np.sqrt(value**2 / len(patches) + 0.01))
+    count = first.out_channels
+    half = filters[: (count + 1) // 2]
+    first.weight.data.copy_(torch.tensor(np.array([*half, *(-one for one in half)])[:count]).view(first.weight.shape))
+    if first.bias is not None:
+        first.bias.data.copy_(-first.weight.data.flatten(1) @ torch.tensor(patches.mean(0)).float())
+    first.requires_grad_(False)
 
 
 def loss_of(recipe: Recipe, smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:

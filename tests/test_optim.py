@@ -41,6 +41,11 @@ def five_steps(parameters: list[Tensor], optimizer: torch.optim.Optimizer) -> li
         ),
         ("adam", {"weight_decay": 0.1}, lambda p: torch.optim.Adam(p, lr=0.1, weight_decay=0.1)),
         ("adamw", {"weight_decay": 0.1}, lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.1)),
+        (
+            "adamw",
+            {"betas": (0.6, 0.9)},
+            lambda p: torch.optim.AdamW(p, lr=0.1, betas=(0.6, 0.9), weight_decay=0.0),
+        ),
         ("adamw", {"weight_decay": 0.0}, lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.0)),
     ],
 )

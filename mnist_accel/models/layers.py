@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 NAMES = {
@@ -117,6 +118,37 @@ def noise_like(images: Tensor, probability: float) -> Tensor:
     noise = torch.empty_like(images)  # in the order in memory that images have
     torch.ge(draws[:count], dropped - LEVELS // 2, out=noise.as_strided((count,), (1,)))
     return noise.mul_(LEVELS / (LEVELS - dropped))
+
+
+# First filters
+
+NOISE = 0.01  # variance below which a direction of the patches is not blown up
+
+
+@torch.no_grad()
+def fix_first_filters(model: nn.Module, images: Tensor) -> None:
+    """Gives the first convolution the filters that whiten patches of ``images``, float [n, 1, h, w], and fixes them.
+
+    Each filter is an eigenvector of the patches' covariance, of largest variance first, scaled to an output of
+    variance 1; the second half are the first half's negatives, so that what ReLU cuts off is not lost. Nothing before
+    the second convolution is learned then, and its backward, the longest of all, needs no gradient of its input.
+    """
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    assert isinstance(first.padding, tuple)
+    patches = F.unfold(images, first.kernel_size, first.dilation, first.padding, first.stride)
+    patches = patches.transpose(1, 2).flatten(0, 1).double()
+    mean = patches.mean(0)
+    half = (first.out_channels + 1) // 2
+    variances, directions = torch.linalg.eigh((patches - mean).T @ (patches - mean) / len(patches))
+    directions = directions.T.flip(0)[:half]
+    # An eigenvector's sign is the library's whim.
+    directions *= directions.gather(1, directions.abs().argmax(1, keepdim=True)).sign()
+    filters = directions / (variances.flip(0)[:half, None] + NOISE).sqrt()
+    filters = torch.cat([filters, -filters])[: first.out_channels]
+    first.weight.copy_(filters.view_as(first.weight))
+    if first.bias is not None:
+        first.bias.copy_(-filters @ mean)
+    first.requires_grad_(False)
 
 
 # Order in memory

@@ -16,12 +16,20 @@ from torch import Tensor, nn
 
 
 def build_optimizer(
-    name: str, parameters: Iterable[Tensor], *, lr: float, momentum: float, nesterov: bool, weight_decay: float
+    name: str,
+    parameters: Iterable[Tensor],
+    *,
+    lr: float,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+    betas: tuple[float, float] = (0.9, 0.999),
 ) -> torch.optim.Optimizer:
-    """Fused kernels: one call for all parameters instead of several for each."""
+    """Of those that are learned. Fused kernels: one call for all of them instead of several for each."""
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
     build = never_compiled({"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name])
     if name != "sgd":
-        return build(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+        return build(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
     optimizer = build(parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=True)
     if momentum:
         start_from_zero(optimizer)
