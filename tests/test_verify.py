@@ -10,13 +10,17 @@ from typing import Any
 
 import pytest
 from conftest import Ran
+from safetensors.torch import load_file
 
 import recipes
 from mnist_accel import cli
 from mnist_accel.commands import verify
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.errors import UserError
-from mnist_accel.runs import run
+from mnist_accel.files import write_whole
+from mnist_accel.runs import evidence_file, run
+from mnist_accel.runs.evidence import hash_of_weights
+from mnist_accel.runs.evidence_file import as_json, read_evidence
 from mnist_accel.runs.folder import RunFolder
 from recipes import load, names
 
@@ -80,8 +84,63 @@ def test_changed_settings_are_handed_on_and_judge_no_claim(
     stored = json.loads(Path("figures.json").read_text())
     assert [(result["batch_size"], result["optimizer_steps"]) for result in stored] == [(200, 3)] * 2
     assert [[claim["met"] for claim in result["claims"]] for result in stored] == [[None, True]] * 2
-    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("accuracy % ")]
-    assert [row[-1] for row in rows] == ["-"]
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in shown if line.startswith("accuracy % ")] == ["-"]
+    assert shown[-1] == "evidence  none: batch_size was changed" and not Path("evidence").exists()
+
+
+def test_synthetic_digits_are_no_evidence(
+    in_an_empty_folder: Path, tiny: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verify.main([*SHORT, "seeds=1", "timeout=60"]) == 0
+    before = Path("evidence/onepoch.json").read_text()
+    monkeypatch.setattr(run, "load_dataset", lambda dataset, data_dir: tiny)  # MNIST has gone since
+    assert verify.main([*SHORT, "seeds=3"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[-1] == "evidence  none: the digits are synthetic"
+    assert "deviation of 2 seeds" in next(line for line in reversed(shown) if line.startswith("accuracy  "))
+    assert Path("evidence/onepoch.json").read_text() == before
+
+
+def test_only_seeds_that_are_missing_are_trained(in_an_empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def trained(*words: str) -> list[int]:
+        assert verify.main([*SHORT, "json=now.json", *words]) == 0
+        return [result["seed"] for result in json.loads(Path("now.json").read_text())]
+
+    assert trained("seeds=1", "start=1") == [1]
+    assert "accuracy  " in (said := capsys.readouterr().out) and "% (seed 1, last epoch)" in said
+    assert trained("seeds=3") == [0, 2]
+    assert capsys.readouterr().out.startswith("seed 1 stands in evidence/onepoch.json; into=FILE measures anew")
+    assert trained("seeds=2") == []
+    said = capsys.readouterr().out
+    assert said.startswith("seeds 0 to 1 stand in evidence/onepoch.json") and "deviation of 2 seeds" in said
+    assert trained("seeds=2", "into=anew.json") == [0, 1]
+    one, two = (read_evidence(Path(name), name) for name in ("evidence/onepoch.json", "anew.json"))
+    assert [seed.seed for seed in one.seeds] == [0, 1, 2]
+    assert [seed.weights_sha256 for seed in one.seeds[:2]] == [seed.weights_sha256 for seed in two.seeds]
+    left = {hash_of_weights(load_file(path)) for path in Path("runs/onepoch").glob("*/model.safetensors")}
+    assert left == {seed.weights_sha256 for seed in one.seeds}
+    assert one.command == "python -m mnist_accel verify recipe=onepoch threads=1 seeds=3"
+
+    Path("anew.json").write_text(as_json(replace(two, recipe_hash="0" * 64)))
+    with pytest.raises(UserError, match=r"^into=anew.json: was measured with other settings. Move it away"):
+        verify.main([*SHORT, "seeds=3", "into=anew.json"])
+
+
+def test_a_seed_that_could_not_be_added_is_added_with_the_next(
+    in_an_empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Path] = []
+
+    def full_at_first(target: Path, content: bytes) -> None:
+        calls.append(target)
+        if len(calls) == 1:
+            raise OSError(28, "No space left on device")
+        write_whole(target, content)
+
+    monkeypatch.setattr(evidence_file, "write_whole", full_at_first)
+    assert verify.main([*SHORT, "seeds=2"]) == 4
+    assert [seed.seed for seed in read_evidence(Path("evidence/onepoch.json"), "x").seeds] == [0, 1]
 
 
 def test_a_run_that_could_not_be_written_down_ends_with_4(
@@ -99,6 +158,9 @@ def test_a_run_that_could_not_be_written_down_ends_with_4(
         ("recipe=onepoch out=x", "out=x: not here; each seed has a folder of its own"),
         ("recipe=onepoch processes=2", "processes=2: not here; torchrun"),
         ("recipe=onepoch json=no/such/folder/x.json", "json=no/such/folder/x.json: cannot be written"),
+        ("recipe=onepoch into=.", "into=.: is a folder. Name a file in it"),
+        ("recipe=onepoch lr=0.1 into=x.json", "into=x.json: there will be no evidence: lr was changed"),
+        ("recipe=onepoch dry_run=true into=x", "into=x: there will be no evidence: a dry run's figures mean nothing"),
         ("recipe=onepoch epoch=2", "epoch=2: no such key. Did you mean epochs=2?"),
         ("recipe=onepok", "recipe=onepok: no such recipe"),
         ("seeds=3", "recipe: none named"),

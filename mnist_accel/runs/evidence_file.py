@@ -69,8 +69,6 @@ class EvidenceFile:
 
     def check(self) -> None:
         """Whatever can be refused before hours of measuring."""
-        if self.path.is_dir():
-            raise UserError(f"{self.asked}: is a folder. Name a file in it")
         try:
             refuse_unwritable(self.path.parent)
         except OSError as error:
@@ -81,6 +79,8 @@ class EvidenceFile:
 
     def read(self) -> Evidence | None:
         """None where there is none yet; UserError where it is damaged, or of the recipe as it was."""
+        if self.path.is_dir():
+            raise UserError(f"{self.asked}: is a folder. Name a file in it")
         if not self.path.exists():
             return None
         found = read_evidence(self.path, self.asked)
