@@ -286,6 +286,19 @@ def test_a_killed_verify_goes_on_with_the_next_seed(tmp_path: Path, clean_enviro
     assert str(tmp_path) not in path.read_text() and "secret" not in path.read_text()
 
 
+@pytest.mark.slow  # two ranks
+def test_ranks_measure_together_and_write_once(tmp_path: Path, clean_environment: dict[str, str]) -> None:
+    script = str(ROOT / "tests" / "verify_few.py")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    for seeds in (2, 3):  # the second time going on
+        words = [*launcher, script, "recipe=onepoch", "threads=1", f"seeds={seeds}"]
+        ended = subprocess.run(words, cwd=tmp_path, env=clean_environment, capture_output=True, text=True, timeout=300)
+        assert ended.returncode == 0, ended.stderr
+    found = read_evidence(tmp_path / "evidence" / "onepoch.json", "x")
+    assert [(seed.seed, seed.under, seed.seconds) for seed in found.seeds] == [(0, 0, None), (1, 0, None), (2, 0, None)]
+    assert found.command == "torchrun --nproc-per-node 2 -m mnist_accel verify recipe=onepoch threads=1 seeds=3"
+
+
 # python -m mnist_accel evidence
 
 
