@@ -94,7 +94,9 @@ def checkout(tmp_path: Path) -> Path:
     (tmp_path / "launch.py").write_text("1")
     (tmp_path / "inside").mkdir()
     git("init")
-    git("add", "launch.py")
+    (tmp_path / "evidence").mkdir()
+    (tmp_path / "evidence" / "x.json").touch()
+    git("add", "launch.py", "evidence")
     git("commit", "-m", "first")
     git("tag", "-a", "v1", "-m", "a tag must not take the commit's place")
     return tmp_path
@@ -108,6 +110,8 @@ def test_a_commit_is_that_of_the_checkout_and_marks_what_was_changed(
     assert head and re.fullmatch(r"[0-9a-f]{40}", head)
     (checkout / "runs").mkdir()
     (checkout / "runs" / "untracked").touch()
+    assert commit_of(checkout) == head
+    (checkout / "evidence" / "x.json").write_text("more")
     assert commit_of(checkout) == head
     (checkout / "launch.py").write_text("2")
     assert commit_of(checkout) == head + "+"

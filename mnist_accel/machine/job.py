@@ -16,7 +16,7 @@ from uuid import uuid4
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch.distributed import init_process_group
+from torch.distributed import init_process_group, is_initialized
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
@@ -123,7 +123,10 @@ def tell_later_attempts_folder(folder: Path) -> None:
 
 
 def start_process_group(device: str, timeout: timedelta) -> None:
-    """Before Accelerate, which takes a group that is there: over a part of the store that is this attempt's alone."""
+    """Before Accelerate, which takes a group that is there: over a part of the store that is this attempt's alone. The
+    seeds of ``verify`` share one."""
+    if is_initialized():
+        return
     store = launchers_store(timeout)
     if store is not None and store.check(["failed"]):
         raise TrainingFailed(store.get("failed").decode())
