@@ -7,6 +7,7 @@ where only those names stand that find room. The file's own style shows the one 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import NamedTuple
 
 from mnist_accel.pages.charts import Scale
@@ -85,8 +86,24 @@ class Box(NamedTuple):
             and other.top < self.bottom + gap
         )
 
+    def is_inside(self, room: "Box") -> bool:
+        return (
+            room.left <= self.left and self.right <= room.right and room.top <= self.top and self.bottom <= room.bottom
+        )
+
     def nearest(self, x: float, y: float) -> tuple[float, float]:
         return min(max(x, self.left), self.right), min(max(y, self.top), self.bottom)
+
+
+Line = tuple[float, float, float, float]
+
+
+class Place(NamedTuple):
+    """Where a panel has a point."""
+
+    x: float
+    y: float
+    point: Point
 
 
 @dataclass(frozen=True)
@@ -121,8 +138,15 @@ class Label:
     text: str
     box: Box
     anchor: str
-    lead: tuple[float, float, float, float] | None  # the line from the point to a label that stands off
+    lead: Line | None  # the line from the point to a label that stands off
     ours: bool
+
+
+def in_thousands(value: float) -> str:
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
 
 
 @dataclass(frozen=True)
@@ -134,7 +158,7 @@ class Axis:
 
 
 AXES = (
-    Axis("parameters", lambda point: point.params, lambda value: short(value), False),
+    Axis("parameters", lambda point: point.params, in_thousands, False),
     Axis("training seconds", lambda point: point.seconds, lambda value: f"{value:g} s", True),
 )
 
@@ -171,12 +195,12 @@ def drawn(points: Sequence[Point], type_: Type) -> Html:
 def panel(points: Sequence[Point], axis: Axis, y: Height, left: float, right: float, type_: Type) -> Html:
     placed = [(value, point) for point in points if (value := axis.value_of(point)) is not None and value > 0]
     x = spread([value for value, _ in placed] or [1.0, 10.0], left, right)
-    at = [(x(value), y(point.accuracy), point) for value, point in placed]
-    at.sort(key=lambda place: (place[2].ours, place[2].honest))  # ours on top
+    at = [Place(x(value), y(point.accuracy), point) for value, point in placed]
+    at.sort(key=lambda place: (place.point.ours, place.point.honest))  # ours on top
     parts = [frame(axis, x, y, left, right, type_)]
-    parts += [bar(px, y, point, type_) for px, _, point in at if point.interval]
-    parts += [tie(px, py, at) for px, py, point in at if not point.honest]
-    parts += [mark(px, py, point, type_) for px, py, point in at]
+    parts += [bar(place, y, type_) for place in at if place.point.interval]
+    parts += [tie(place, at) for place in at if not place.point.honest]
+    parts += [mark(place, type_, told_at_length(place.point)) for place in at]
     parts += [written(label, type_) for label in labels(at, y, axis, Box(left, type_.top, right, type_.bottom), type_)]
     return joined(lines(*filter(None, parts)))
 
@@ -214,34 +238,32 @@ def legend(type_: Type) -> Html:
         text = full if type_.dense else brief
         height = 1.8 * type_.size + 8
         point = Point(text, 1, None, 99.0, honest=honest, ours=ours)
-        parts.append(mark(at + type_.dot, height, point, type_, told=False))
+        parts.append(mark(Place(at + type_.dot, height, point), type_))
         parts.append(words(text, at + 2.8 * type_.dot, height, "start", dy="0.35em"))
         at += 2.8 * type_.dot + width_of(text, type_) + 2 * type_.size
     return joined(lines(*parts))
 
 
-def mark(px: float, py: float, point: Point, type_: Type, told: bool = True) -> Html:
-    kind = "ours" if point.ours else "other"
-    kind += "" if point.honest else " hollow"
-    title = tag("title", told_at_length(point)) if told else Html()
-    return tag("circle", title, cx=rounded(px), cy=rounded(py), r=type_.dot, class_=kind)
+def mark(place: Place, type_: Type, note: str = "") -> Html:
+    kind = "ours" if place.point.ours else "other"
+    kind += "" if place.point.honest else " hollow"
+    where = {"cx": rounded(place.x), "cy": rounded(place.y), "r": type_.dot}
+    return tag("circle", *([tag("title", note)] if note else []), **where, class_=kind)
 
 
-def bar(px: float, y: Height, point: Point, type_: Type) -> Html:
-    assert point.interval is not None
-    low, high = (rounded(y(accuracy)) for accuracy in point.interval)
-    reach, at = 0.8 * type_.dot, px
-    ends = "".join(f"M{rounded(at - reach)} {end}H{rounded(at + reach)}" for end in (low, high))
-    return tag("path", d=f"M{rounded(at)} {low}V{high}{ends}", class_="ours" if point.ours else "other", fill="none")
+def bar(place: Place, y: Height, type_: Type) -> Html:
+    box = bar_box(place, y, type_)
+    ends = "".join(f"M{rounded(box.left)} {rounded(end)}H{rounded(box.right)}" for end in (box.top, box.bottom))
+    line = f"M{rounded(place.x)} {rounded(box.top)}V{rounded(box.bottom)}{ends}"
+    return tag("path", d=line, class_="ours" if place.point.ours else "other", stroke_width=0.1 * type_.size)
 
 
-def tie(px: float, py: float, at: Sequence[tuple[float, float, Point]]) -> Html:
+def tie(place: Place, at: Sequence[Place]) -> Html:
     """From what was chosen to what the same run had in its last epoch."""
-    point = next(point for x, y, point in at if (x, y) == (px, py) and not point.honest)
-    last = next((y for _, y, other in at if other.name == point.name and other.honest), None)
+    last = next((other.y for other in at if other.point.name == place.point.name and other.point.honest), None)
     if last is None:
         return Html()
-    return tag("path", d=f"M{rounded(px)} {rounded(py)}V{rounded(last)}", class_="other", stroke_width=1)
+    return tag("path", d=f"M{rounded(place.x)} {rounded(place.y)}V{rounded(last)}", class_="other")
 
 
 def written(label: Label, type_: Type) -> Html:
@@ -259,47 +281,58 @@ def written(label: Label, type_: Type) -> Html:
 # Where labels go
 
 
-def labels(at: Sequence[tuple[float, float, Point]], y: Height, axis: Axis, room: Box, type_: Type) -> Iterator[Label]:
+def labels(at: Sequence[Place], y: Height, axis: Axis, room: Box, type_: Type) -> Iterator[Label]:
     """One for each name, ours first, each in the nearest place that is free; none where there is none."""
-    dots = [around(px, py, type_.dot + 1) for px, py, _ in at]
-    bars = [
-        Box(
-            px - type_.dot,
-            *sorted(y(end) for end in point.interval)[:1],
-            px + type_.dot,
-            sorted(y(end) for end in point.interval)[1],
-        )
-        for px, _, point in at
-        if point.interval
-    ]
-    taken, leads, named = [*dots, *bars], [], set()
-    for px, py, point in sorted(at, key=lambda place: (not place[2].ours, not place[2].honest, place[1], place[0])):
+    desk = Desk(room, [around(place.x, place.y, type_.dot + 1) for place in at])
+    desk.taken += [bar_box(place, y, type_) for place in at if place.point.interval]
+    named = set()
+    for px, py, point in sorted(at, key=lambda place: (not place.point.ours, not place.point.honest, place.y, place.x)):
         if point.name in named:
             continue
         named.add(point.name)
         text = point.name
         if axis.names_machine and point.where not in ("", USUAL_MACHINE) and type_.dense:
             text += f" ({point.where})"
-        for box, off in places(px, py, text, type_):
-            x2, y2 = box.nearest(px, py)
-            line = (px, py, x2, y2)
-            inside = (
-                room.left <= box.left and box.right <= room.right and room.top <= box.top <= box.bottom <= room.bottom
-            )
-            if not inside or any(box.meets(other, 1.5) for other in taken):
-                continue
-            if any(crosses(lead, box) for lead in leads):
-                continue
-            others = [dot for dot, place in zip(dots, at, strict=True) if (place[0], place[1]) != (px, py)]
-            blocked = [*others, *taken[len(dots) + len(bars) :]]
-            if off and (any(crosses(line, other) for other in blocked) or any(cut(line, lead) for lead in leads)):
-                continue
-            taken.append(box)
-            if off:
-                leads.append(line)
-            anchor = "start" if box.left > px else "end" if box.right < px else "middle"
-            yield Label(text, box, anchor, shortened(line, type_.dot + 1) if off else None, point.ours)
-            break
+        for box, stands_off in places(px, py, text, type_):
+            lead = (px, py, *box.nearest(px, py)) if stands_off else None
+            if desk.has_room(box, lead, around(px, py, type_.dot + 1)):
+                desk.take(box, lead)
+                anchor = "start" if box.left > px else "end" if box.right < px else "middle"
+                yield Label(text, box, anchor, shortened(lead, type_.dot + 1) if lead else None, point.ours)
+                break
+
+
+class Desk:
+    """A panel with what lies on it already."""
+
+    def __init__(self, room: Box, dots: Sequence[Box]):
+        self.room = room
+        self.dots = list(dots)
+        self.taken = list(dots)
+        self.labels: list[Box] = []
+        self.leads: list[Line] = []
+
+    def has_room(self, box: Box, lead: Line | None, own: Box) -> bool:
+        if not box.is_inside(self.room) or any(box.meets(other, 1.5) for other in self.taken):
+            return False
+        if any(crosses(other, box) for other in self.leads):
+            return False
+        if lead is None:
+            return True
+        in_the_way = [*(dot for dot in self.dots if dot != own), *self.labels]
+        return not any(crosses(lead, other) for other in in_the_way) and not any(cut(lead, one) for one in self.leads)
+
+    def take(self, box: Box, lead: Line | None) -> None:
+        self.taken.append(box)
+        self.labels.append(box)
+        if lead:
+            self.leads.append(lead)
+
+
+def bar_box(place: Place, y: Height, type_: Type) -> Box:
+    assert place.point.interval is not None
+    low, high = place.point.interval
+    return Box(place.x - type_.dot, y(high), place.x + type_.dot, y(low))
 
 
 def places(px: float, py: float, text: str, type_: Type) -> Iterator[tuple[Box, bool]]:
@@ -312,13 +345,16 @@ def places(px: float, py: float, text: str, type_: Type) -> Iterator[tuple[Box, 
             x = px + math.cos(angle) * (distance + width / 2)
             y = py - math.sin(angle) * (distance + height / 2)
             yield Box(x - width / 2, y - height / 2, x + width / 2, y + height / 2), step > 0
+        for share, side in product((0.25, 0.75, 0.0, 1.0), (-1, 1)):  # above and below, further left or right
+            left, y = px - share * width, py + side * (distance + height / 2)
+            yield Box(left, y - height / 2, left + width, y + height / 2), step > 0
 
 
 def around(px: float, py: float, reach: float) -> Box:
     return Box(px - reach, py - reach, px + reach, py + reach)
 
 
-def crosses(line: tuple[float, float, float, float], box: Box) -> bool:
+def crosses(line: Line, box: Box) -> bool:
     """Looked at in fortieths of the line, which is shorter than forty of the smallest mark."""
     x1, y1, x2, y2 = line
     for step in range(40):
@@ -328,17 +364,17 @@ def crosses(line: tuple[float, float, float, float], box: Box) -> bool:
     return False
 
 
-def cut(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+def cut(one: Line, other: Line) -> bool:
     """Whether two lines meet between their ends."""
 
-    def side(line: tuple[float, float, float, float], x: float, y: float) -> float:
+    def side(line: Line, x: float, y: float) -> float:
         x1, y1, x2, y2 = line
         return (x2 - x1) * (y - y1) - (y2 - y1) * (x - x1)
 
     return side(one, *other[:2]) * side(one, *other[2:]) < 0 and side(other, *one[:2]) * side(other, *one[2:]) < 0
 
 
-def shortened(line: tuple[float, float, float, float], by: float) -> tuple[float, float, float, float]:
+def shortened(line: Line, by: float) -> Line:
     """From the point's edge, not from its middle."""
     x1, y1, x2, y2 = line
     length = math.hypot(x2 - x1, y2 - y1)
@@ -366,13 +402,6 @@ def spread(values: Sequence[float], first: float, last: float) -> Scale:
     low, high = min(values), max(values)
     air = (high / low) ** 0.07 if high > low else 2.0
     return Scale(low / air, high * air, True, first, last)
-
-
-def short(value: float) -> str:
-    for size, letter in ((1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:g}{letter}"
-    return f"{value:g}"
 
 
 def words(text: str, x: float, y: float, anchor: str, class_: str | None = None, dy: str | None = None) -> Html:
