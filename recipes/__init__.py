@@ -12,6 +12,7 @@ from mnist_accel.errors import UserError
 from mnist_accel.recipe import Claim, Measured, Recipe, is_evidence_its_own, keys_of
 
 FOLDER = Path(__file__).parent
+EVIDENCE = FOLDER.parent / "evidence"  # a file a recipe, of what verify measured
 OWNERS = (Recipe, Claim, Measured)
 
 

@@ -21,7 +21,7 @@ LAYERS = (
     ("training",),
     ("machine", "data", "cli"),
     ("models",),
-    ("recipe", "errors", "files", "seeding", "phase", "blame"),
+    ("recipe", "errors", "files", "seeding", "phase", "blame", "student"),
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(reversed(LAYERS)) for name in names}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

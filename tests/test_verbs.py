@@ -74,7 +74,7 @@ def test_every_key_of_every_verb_has_a_row() -> None:
     assert keys_of(report.ReportOptions).keys() == {"out"}  # tests/test_report_page.py
     assert keys_of(eval_verb.EvalOptions).keys() == test_eval.ROWS.keys()
     assert keys_of(predict.PredictOptions).keys() == {"json"}  # tests/test_predict.py; export has none
-    assert keys_of(verify.VerifyOptions).keys() == {"seeds", "json"}  # tests/test_verify.py
+    assert keys_of(verify.VerifyOptions).keys() == {"seeds", "start", "into", "json"}  # tests/test_verify.py
 
 
 @pytest.mark.parametrize("owner", OWNERS, ids=lambda owner: owner.__name__)

@@ -306,11 +306,14 @@ def side_by_side(figures: Iterable[str], columns: int) -> list[str]:
     return lines
 
 
-def show_claims(console: Console, claims: Sequence[ClaimResult]) -> None:
+def show_claims(console: Console, claims: Sequence[ClaimResult], chances: Sequence[str] | None = None) -> None:
+    """``chances``: of claims held against a mean over seeds, that of such a mean where the documented one is true."""
     if not claims:
         return
-    table = simple_table("", "documented", "this run", "")
-    for claim in claims:
-        table.add_row(claim.name, claim.documented, claim.shown, VERDICTS[claim.met])
+    columns = ("this run", "") if chances is None else ("mean", "p", "")
+    table = simple_table("", "documented", *columns)
+    for index, claim in enumerate(claims):
+        chance = [] if chances is None else [chances[index]]
+        table.add_row(claim.name, claim.documented, claim.shown, *chance, VERDICTS[claim.met])
     console.print()
     show_table(console, table)

@@ -2,11 +2,9 @@
 
 import platform
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from html import escape
-from statistics import mean
 
 import accelerate
 import torch
@@ -239,19 +237,6 @@ def compare(claim: Claim, result: RunResult, comparable: bool) -> ClaimResult:
     if measured is None or not (comparable or claim.metric == "parameters"):
         return ClaimResult(claim.label, claim.documented, measured, None)
     return ClaimResult(claim.label, claim.documented, measured, holds(measured, claim))
-
-
-def compared_on_average(results: Sequence[RunResult], recipe: Recipe) -> list[ClaimResult]:
-    """Every claim beside the mean of several runs: one lucky seed meets nothing."""
-    claims = []
-    for index, claim in enumerate(recipe.claims):
-        seen = [result.claims[index] for result in results]
-        measured = [one.measured for one in seen if one.measured is not None]
-        average = mean(measured) if measured else None
-        comparable = average is not None and all(one.met is not None for one in seen)
-        met = holds(average, claim) if comparable and average is not None else None
-        claims.append(ClaimResult(claim.label, claim.documented, average, met))
-    return claims
 
 
 def measure(claim: Claim, result: RunResult) -> float | None:
