@@ -122,7 +122,7 @@ def test_every_source_has_its_label_and_no_label_meets_a_point_or_another() -> N
     points = published()
     figures = {"onepoch": 98.5, "sub20k": 99.5, "compact13k": 99.4, "efficient25k": 91.9}
     for name, accuracy in figures.items():
-        params, _, _ = next((point.params, 0, 0) for point in points if point.name.startswith(name))
+        params = next(point.params for point in points if point.name.startswith(name))
         interval = (accuracy - 0.05, accuracy + 0.05)
         points.append(Point(name, params, accuracy, accuracy, interval, ours=True, where="2 CPU cores"))
     texts = {text.text for text in group(points).iter(f"{SVG}text")}
@@ -169,12 +169,12 @@ def test_the_sources_hold_what_the_documents_claim() -> None:
     sources = read_sources(SOURCES, "evidence/sources.json")
     names = {source.name for source in sources}
     for recipe in (recipes.load(name) for name in recipes.names()):
-        stated = {claim.metric: claim.value for claim in recipe.claims}
-        if recipe.loss == "binary" or "accuracy" not in stated:
+        stated = [claim.value for claim in recipe.claims if claim.metric == "accuracy"]
+        if recipe.loss == "binary" or not stated:
             continue
         found = [source for source in sources if source.name == f"{recipe.name}, published"]
         assert found, recipe.name
-        assert all(abs(source.accuracy - stated["accuracy"]) < 0.1 for source in found)
+        assert all(min(abs(source.accuracy - value) for value in stated) < 0.1 for source in found)
     assert "train_mnist_fast" in names
     assert all(source.machine for source in sources if source.seconds is not None)
     measured_here = [source for source in sources if "measured by this project" in source.how]

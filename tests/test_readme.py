@@ -14,7 +14,7 @@ from torch.distributed.run import get_args_parser
 
 import recipes
 from mnist_accel import cli, commands
-from mnist_accel.commands import verify
+from mnist_accel.commands import evidence, verify
 from mnist_accel.data import dataset
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.errors import UserError
@@ -75,6 +75,8 @@ def planned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: Dataset) -> C
         elif words[:2] == ["-m", "mnist_accel"] and words[2:3] in (["eval"], ["predict"], ["export"]):
             with pytest.raises(UserError, match=rf"^{words[3]}: No such file"):  # everything is understood but the run
                 commands.load(words[2])(words[3:])
+        elif words[:2] == ["-m", "mnist_accel"] and words[2:3] == ["evidence"]:
+            cli.read_options(words[3:], evidence.EvidenceOptions)
         elif words[:2] == ["-m", "mnist_accel"] and words[2:3] == ["doctor"]:
             assert words[3:] == []
         elif words[:2] == ["-m", "mnist_accel"] and words[2:]:

@@ -15,7 +15,7 @@ from test_profiling import traced
 from benchmarks import compare, fresh, scaling, time_to_99
 from benchmarks.turns import Comparison, Ratio
 from mnist_accel import commands
-from mnist_accel.commands import bench, predict, report, trace, verify
+from mnist_accel.commands import bench, evidence, predict, report, trace, verify
 from mnist_accel.commands import eval as eval_verb
 from mnist_accel.commands import scaling as scaling_verb
 from mnist_accel.data.dataset import Dataset
@@ -29,6 +29,7 @@ OWNERS = (
     RunOptions,
     bench.BenchOptions,
     eval_verb.EvalOptions,
+    evidence.EvidenceOptions,
     predict.PredictOptions,
     report.ReportOptions,
     scaling_verb.ScalingOptions,
@@ -67,13 +68,16 @@ USUAL = {"bench": {"subject": "loader", "threads": "1"}, "scaling": {"mode": "st
 
 def test_every_key_of_every_verb_has_a_row() -> None:
     # doctor has no keys
-    assert commands.names() == ["bench", "doctor", "eval", "export", "predict", "report", "scaling", "trace", "verify"]
+    assert commands.names() == [
+        *("bench", "doctor", "eval", "evidence", "export", "predict", "report", "scaling", "trace", "verify")
+    ]
     assert ROWS["bench"].keys() == keys_of(bench.BenchOptions).keys()
     assert ROWS["scaling"].keys() == keys_of(scaling_verb.ScalingOptions).keys()
     assert keys_of(trace.TraceOptions).keys() == {"path", "against", "out"}  # below and tests/test_profile_page.py
     assert keys_of(report.ReportOptions).keys() == {"out"}  # tests/test_report_page.py
     assert keys_of(eval_verb.EvalOptions).keys() == test_eval.ROWS.keys()
     assert keys_of(predict.PredictOptions).keys() == {"json"}  # tests/test_predict.py; export has none
+    assert keys_of(evidence.EvidenceOptions).keys() == {"write"}  # tests/test_evidence.py
     assert keys_of(verify.VerifyOptions).keys() == {"seeds", "start", "into", "json"}  # tests/test_verify.py
 
 
@@ -92,7 +96,7 @@ def test_what_a_key_is_reads_as_a_sentence(owner: type) -> None:
         (verb, words)
         for verb in commands.names()
         for words in ([], ["--help"])
-        if words or verb != "doctor"  # which needs none
+        if words or verb not in ("doctor", "evidence")  # which need none
     ],
 )
 def test_a_verb_alone_explains_its_keys(verb: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

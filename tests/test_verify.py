@@ -61,12 +61,13 @@ def test_seeds_are_trained_one_after_the_other_and_held_against_the_claims_toget
         assert any(re.match(rf"seed {seed}  accuracy {accuracy:.2f} %  training \d", line) for line in shown)
     rows = [re.split(r" {2,}", line.strip()) for line in shown]
     claim = load("onepoch").claims[0]
-    assert [claim.label, claim.documented, f"{mean(accuracies):.2f}", "> 0.999", "fail"] in rows
+    expected = [claim.label, claim.documented, f"{mean(accuracies):.2f}", "fail"]
+    assert expected in [[*row[:3], row[-1]] for row in rows if len(row) == 5]  # p between
     said = {line[:8].strip(): line[10:] for line in shown[-6:]}
     assert said["accuracy"] == (
         f"{mean(accuracies):.2f} ± {stdev(accuracies):.2f} % (mean and standard deviation of 3 seeds, last epoch)"
     )
-    reach = 4.3027 * stdev(accuracies) / 3**0.5
+    reach = 4.30265273 * stdev(accuracies) / 3**0.5
     assert said["mean"].startswith(f"{mean(accuracies) - reach:.2f} to {mean(accuracies) + reach:.2f} % (95 %")
     assert said["minimum"] == f"{min(accuracies):.2f} %, maximum {max(accuracies):.2f} %"
     assert said["evidence"] == "evidence/onepoch.json"

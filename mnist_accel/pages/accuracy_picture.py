@@ -293,13 +293,11 @@ def labels(at: Sequence[Place], y: Height, axis: Axis, room: Box, type_: Type) -
         text = point.name
         if axis.names_machine and point.where not in ("", USUAL_MACHINE) and type_.dense:
             text += f" ({point.where})"
-        for box, stands_off in places(px, py, text, type_):
-            lead = (px, py, *box.nearest(px, py)) if stands_off else None
-            if desk.has_room(box, lead, around(px, py, type_.dot + 1)):
-                desk.take(box, lead)
-                anchor = "start" if box.left > px else "end" if box.right < px else "middle"
-                yield Label(text, box, anchor, shortened(lead, type_.dot + 1) if lead else None, point.ours)
-                break
+        found = desk.find(px, py, text, type_)
+        if found:
+            box, lead = found
+            anchor = "start" if box.left > px else "end" if box.right < px else "middle"
+            yield Label(text, box, anchor, shortened(lead, type_.dot + 1) if lead else None, point.ours)
 
 
 class Desk:
@@ -312,12 +310,23 @@ class Desk:
         self.labels: list[Box] = []
         self.leads: list[Line] = []
 
-    def has_room(self, box: Box, lead: Line | None, own: Box) -> bool:
+    def find(self, px: float, py: float, text: str, type_: Type) -> tuple[Box, Line | None] | None:
+        """The nearest free place, taken. Where every line to one would cross something, a line may."""
+        own = around(px, py, type_.dot + 1)
+        for strict in (True, False)[: 1 + type_.dense]:
+            for box, stands_off in places(px, py, text, type_):
+                lead = (px, py, *box.nearest(px, py)) if stands_off else None
+                if self.has_room(box, lead, own, strict):
+                    self.take(box, lead)
+                    return box, lead
+        return None
+
+    def has_room(self, box: Box, lead: Line | None, own: Box, strict: bool) -> bool:
         if not box.is_inside(self.room) or any(box.meets(other, 1.5) for other in self.taken):
             return False
         if any(crosses(other, box) for other in self.leads):
             return False
-        if lead is None:
+        if lead is None or not strict:
             return True
         in_the_way = [*(dot for dot in self.dots if dot != own), *self.labels]
         return not any(crosses(lead, other) for other in in_the_way) and not any(cut(lead, one) for one in self.leads)

@@ -32,10 +32,16 @@ Seconds = Annotated[float, Field(ge=0)]
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
+class Machine:
+    cpu: str
+    cores: int
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
 class Circumstances:
     """What seeds that were measured in one go share."""
 
-    machine: dict[str, str | int]
+    machine: Machine
     versions: dict[str, str]
     commit: str | None
     command: str  # without which seeds, and without folders
@@ -176,7 +182,7 @@ def circumstances_of(result: RunResult, command: Sequence[str]) -> Circumstances
     program = "python" if result.world_size == 1 else f"torchrun --nproc-per-node {result.world_size}"
     described = describe_machine(result.device, result.threads)
     return Circumstances(
-        machine={key: described[key] for key in ("cpu", "cores")},
+        machine=Machine(cpu=described["cpu"], cores=described["cores"]),
         versions=result.versions,
         commit=result.commit,
         command=" ".join([program, "-m mnist_accel verify", *words]),

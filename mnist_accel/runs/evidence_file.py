@@ -64,7 +64,7 @@ class EvidenceFile:
     """One recipe's. It is read again before each writing, under a lock: several processes may share the seeds."""
 
     def __init__(self, path: Path, shown: str, recipe: Recipe, asked: str = ""):
-        self.path, self.shown, self.recipe, self.recipe_hash = path, shown, recipe, hash_of(recipe)
+        self.path, self.shown, self.name, self.recipe_hash = path, shown, recipe.name, hash_of(recipe)
         self.asked = asked or shown  # key included, where it was typed
 
     def check(self) -> None:
@@ -84,8 +84,8 @@ class EvidenceFile:
         if not self.path.exists():
             return None
         found = read_evidence(self.path, self.asked)
-        if (found.recipe, found.recipe_hash) != (self.recipe.name, self.recipe_hash):
-            of = "with other settings" if found.recipe == self.recipe.name else f"of recipe {found.recipe}"
+        if (found.recipe, found.recipe_hash) != (self.name, self.recipe_hash):
+            of = "with other settings" if found.recipe == self.name else f"of recipe {found.recipe}"
             raise UserError(f"{self.asked}: was measured {of}. Move it away, or name another file with into=FILE")
         return found
 
