@@ -77,7 +77,7 @@ def test_every_key_of_every_verb_has_a_row() -> None:
     assert keys_of(report.ReportOptions).keys() == {"out"}  # tests/test_report_page.py
     assert keys_of(eval_verb.EvalOptions).keys() == test_eval.ROWS.keys()
     assert keys_of(predict.PredictOptions).keys() == {"json"}  # tests/test_predict.py; export has none
-    assert keys_of(evidence.EvidenceOptions).keys() == {"write"}  # tests/test_evidence.py
+    assert keys_of(evidence.EvidenceOptions).keys() == {"write", "picture"}  # tests/test_evidence.py
     assert keys_of(verify.VerifyOptions).keys() == {"seeds", "start", "into", "json"}  # tests/test_verify.py
 
 

@@ -11,8 +11,6 @@ from mnist_accel.errors import UserError, printable
 from mnist_accel.recipe import CONFIG
 from mnist_accel.runs.record import read_checked_json
 
-NAME = "sources"  # the file's, beside those of the recipes
-
 Words = Annotated[str, Field(min_length=1, max_length=300)]
 
 
