@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import count
 from math import ceil
+from typing import Any
 
 from benchmarks.sides import (
     bare_seconds,
@@ -90,17 +91,9 @@ def epoch(
     """Seconds of the first ``steps`` (0: all) of an epoch, ours against the stock script; after a whole one, which of
     them is right more often."""
     with stock_folder(data) as folder:
-        tried = workers_on_trial(EPOCH_WORKERS) if workers is None else [workers]
-        loaders = {n: stock_loader(folder, recipe, n) for n in tried}
-        for batches in loaders.values():
-            stock_seconds(recipe, runtime, batches, WARM_UP_STEPS)
-        if workers is None:
-            trial = {n: stock_seconds(recipe, runtime, loaders[n], TRIAL_STEPS) for n in tried}
-            workers = min(trial, key=lambda n: trial[n])
-            figures = ", ".join(f"{plural(n)} {trial[n]:.3g} s" for n in tried)
-            say(f"stock script on trial, {TRIAL_STEPS} steps: {figures}")
+        workers, batches = with_fastest_workers(folder, recipe, runtime, workers, say)
         our_seconds(recipe, runtime, beginning(recipe, data, WARM_UP_STEPS))
-        name, batches = f"stock script, {plural(workers)}", loaders[workers]
+        name = f"stock script, {plural(workers)}"
         sides: dict[str, Measure]
         if is_whole(recipe, data, steps):
             seeds = count()
@@ -119,6 +112,23 @@ def epoch(
     target = on_cpu(runtime, EPOCH_TARGETS.get(recipe.name)) if runtime.threads == 2 and not steps else None
     ratio = Ratio("stock script / ours", divided(values[name], values["ours"]), target)
     return Comparison(how_long(recipe, data, steps), "s", values, [ratio], "accuracy % after it", accuracies)
+
+
+def with_fastest_workers(
+    folder: str, recipe: Recipe, runtime: Runtime, workers: int | None, say: Say
+) -> tuple[int, Any]:
+    """The stock script's number of workers, chosen by trial where ``workers`` is None, and its batches; all of it has
+    run a few steps."""
+    tried = workers_on_trial(EPOCH_WORKERS) if workers is None else [workers]
+    loaders = {n: stock_loader(folder, recipe, n) for n in tried}
+    for batches in loaders.values():
+        stock_seconds(recipe, runtime, batches, WARM_UP_STEPS)
+    if workers is None:
+        trial = {n: stock_seconds(recipe, runtime, loaders[n], TRIAL_STEPS) for n in tried}
+        workers = min(trial, key=lambda n: trial[n])
+        figures = ", ".join(f"{plural(n)} {trial[n]:.3g} s" for n in tried)
+        say(f"stock script on trial, {TRIAL_STEPS} steps: {figures}")
+    return workers, loaders[workers]
 
 
 def engine(

@@ -11,12 +11,16 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
+
+if TYPE_CHECKING:
+    from mnist_accel.recipe import Recipe
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -125,17 +129,10 @@ def evaluate(
     return 100 * correct / total
 
 
-def main() -> None:
-    import recipes
-    from benchmarks.stock_networks import STOCK_NETWORKS
-
-    if len(sys.argv) not in (3, 4) or sys.argv[1] not in recipes.names():
-        sys.exit(f"usage: python benchmarks/stock.py {'|'.join(recipes.names())} DATA_FOLDER [WORKERS]")
-    recipe = recipes.load(sys.argv[1])
-    workers = int(sys.argv[3]) if len(sys.argv) == 4 else 0
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def one_epoch(recipe: "Recipe", folder: str | Path, workers: int, device: torch.device) -> tuple[float, float, float]:
+    """Training seconds, mean loss and accuracy after it, of a recipe's network as the script would train it."""
     loader = make_loader(
-        sys.argv[2],
+        folder,
         recipe.batch_size,
         workers,
         mean=recipe.mean,
@@ -145,6 +142,18 @@ def main() -> None:
         scale=recipe.scale,
         shear=recipe.shear,
     )
+    model, optimizer = build(recipe, device)
+    started = time.perf_counter()
+    loss = train_epoch(model, loader, optimizer, make_loss(recipe.loss, recipe.positive_class), device)
+    seconds = time.perf_counter() - started
+    test_loader = make_loader(folder, 1000, train=False, mean=recipe.mean, std=recipe.std)
+    accuracy = evaluate(model, test_loader, device, recipe.positive_class if recipe.loss == "binary" else None)
+    return seconds, loss, accuracy
+
+
+def build(recipe: "Recipe", device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer]:
+    from benchmarks.stock_networks import STOCK_NETWORKS
+
     model = STOCK_NETWORKS[recipe.model]().to(device)
     optimizer = make_optimizer(
         recipe.optimizer,
@@ -154,11 +163,17 @@ def main() -> None:
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
     )
-    started = time.perf_counter()
-    loss = train_epoch(model, loader, optimizer, make_loss(recipe.loss, recipe.positive_class), device)
-    seconds = time.perf_counter() - started
-    test_loader = make_loader(sys.argv[2], 1000, train=False, mean=recipe.mean, std=recipe.std)
-    accuracy = evaluate(model, test_loader, device, recipe.positive_class if recipe.loss == "binary" else None)
+    return model, optimizer
+
+
+def main() -> None:
+    import recipes
+
+    if len(sys.argv) not in (3, 4) or sys.argv[1] not in recipes.names():
+        sys.exit(f"usage: python benchmarks/stock.py {'|'.join(recipes.names())} DATA_FOLDER [WORKERS]")
+    workers = int(sys.argv[3]) if len(sys.argv) == 4 else 0
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    seconds, loss, accuracy = one_epoch(recipes.load(sys.argv[1]), sys.argv[2], workers, device)
     print(f"{seconds:.2f} s, mean loss {loss:.4f}, accuracy {accuracy:.2f} %")
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from conftest import LAUNCHER_VARIABLES
 from torch import Tensor, nn
 
 import recipes
-from benchmarks import batched, compare, convolutions, fresh, sides
+from benchmarks import batched, compare, convolutions, fresh, published_fast, sides, time_to_99
 from benchmarks.children import run_python
 from benchmarks.stock_networks import STOCK_NETWORKS
 from benchmarks.turns import Comparison, Ratio
@@ -28,7 +29,7 @@ from mnist_accel.errors import UserError
 from mnist_accel.machine.runtime import Runtime
 from mnist_accel.models import build_model, count_parameters
 from mnist_accel.models.onepoch import SECOND_WIDTH
-from mnist_accel.recipe import Recipe
+from mnist_accel.recipe import Measured, Recipe
 
 PROJECT = Path(__file__).resolve().parents[1]
 DOCUMENTED = {"efficient25k": 8_762, "sub20k": 19_712, "compact13k": 13_808, "is3": 144_833}
@@ -202,6 +203,65 @@ def test_a_ratio_meets_its_target_by_its_median(at_most: bool) -> None:
     assert Ratio("a / b", [1.0]).met is None
 
 
+# The fastest published network
+
+
+def test_the_published_network_has_its_parameters_and_shapes() -> None:
+    model = published_fast.network()
+    shapes = [tuple(parameter.shape) for parameter in model.parameters() if parameter.ndim > 1]
+    assert shapes == [(24, 1, 5, 5), (32, 24, 3, 3), (256, 800), (10, 256)]
+    assert count_parameters(model) == 215_194
+    images, layers = torch.randn(2, 1, 28, 28), []
+    for layer in model:
+        images = layer(images)
+        layers.append((type(layer).__name__, *images.shape[1:]))
+    assert layers == [
+        *(("Conv2d", 24, 24, 24), ("MaxPool2d", 24, 12, 12), ("ReLU", 24, 12, 12)),
+        *(("Conv2d", 32, 10, 10), ("MaxPool2d", 32, 5, 5), ("ReLU", 32, 5, 5), ("Flatten", 800)),
+        *(("Linear", 256), ("ReLU", 256), ("Linear", 10), ("LogSoftmax", 10)),
+    ]
+
+
+def test_the_published_training_takes_stored_batches_in_order_at_one_cycle_s_rates() -> None:
+    class Seen(nn.Linear):
+        batches: ClassVar[list[Tensor]] = []
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.batches.append(images)
+            return super().forward(images).log_softmax(dim=1)
+
+    images, labels = torch.randn(60_000, 1), torch.arange(60_000) % 10
+    rates = published_fast.train(Seen(1, 10), images, labels)
+    assert [len(batch) for batch in Seen.batches] == [256] * 234 + [96]
+    assert torch.equal(torch.cat(Seen.batches), images)
+    assert rates[0] == pytest.approx(0.01 / 25) and rates[-1] == pytest.approx(0.01 / 25 / 1e4)
+    assert max(rates) == pytest.approx(0.01, rel=1e-3) and rates.index(max(rates)) in (69, 70)  # at 0.3 of the way
+
+
+def test_the_published_images_are_stored_normalised_and_shuffled_once(data: Dataset, tmp_path: Path) -> None:
+    stored = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        published_fast.store(data, tmp_path / name)
+        stored.append(published_fast.load(tmp_path / name, torch.device("cpu")))
+    one, two = stored
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    torch.testing.assert_close(one["test_images"], normalise(data.test_images, 0.1307, 0.3081))
+    ours = normalise(data.train_images, 0.1307, 0.3081)
+    where = (one["train_images"][:, None] - ours[None]).abs().amax(dim=(2, 3, 4)).argmin(dim=1)
+    assert sorted(where.tolist()) == list(range(300)) != where.tolist()
+    torch.testing.assert_close(one["train_images"], ours[where])
+    assert torch.equal(one["train_labels"], data.train_labels[where])
+
+
+def test_the_published_network_is_scored_on_every_image() -> None:
+    logits = torch.eye(10).repeat(250, 1)  # 2,500: a batch of 2,000 and a rest
+    labels = torch.arange(2_500) % 10
+    assert published_fast.evaluate(nn.Identity(), logits, labels) == 100
+    labels[-1] = 0
+    assert published_fast.evaluate(nn.Identity(), logits, labels) == pytest.approx(100 - 100 / 2_500)
+
+
 # Interrupted
 
 
@@ -256,6 +316,76 @@ def test_the_first_step_is_launch_py_s_own_and_the_last(tmp_path: Path) -> None:
     assert "onepoch" in printed  # its banner
     left = {path.name for path in tmp_path.iterdir()}
     assert "recipe.json" in left and not left & {"result.json", "history.jsonl", "model.safetensors"}
+
+
+@pytest.mark.usefixtures("as_in_a_clean_environment")
+@pytest.mark.parametrize(("which", "more"), [("stock", ("onepoch", "0")), ("published", ())])
+def test_their_script_trains_and_scores_with_its_seed(which: str, more: tuple[str, ...], data: Dataset) -> None:
+    with sides.stock_folder(data) as folder:
+        published_fast.store(data, folder)
+        words = (time_to_99.THEIR_SCRIPT, which, folder)
+        said = [json.loads(run_python(which, *words, seed, "cpu", "1", *more)) for seed in ("0", "1")]
+    assert all(0 < one["train_seconds"] < 60 and 0 <= one["accuracy"] <= 100 for one in said)
+
+
+def test_to_99_every_side_has_the_pair_s_number_as_its_seed(
+    runtime: Runtime, data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[str, ...]] = []
+
+    def run(what: str, *words: str) -> str:
+        started.append((what, *words))
+        figures = {"train_seconds": len(started) + 1, "accuracy": 90 + len(started)}
+        out = next((word.removeprefix("out=") for word in words if word.startswith("out=")), None)
+        if out:
+            Path(out, "result.json").write_text(json.dumps(figures))
+        return f"a warning\n{json.dumps(figures)}\n"
+
+    monkeypatch.setattr(time_to_99, "run_python", run)
+    recipe, said = recipes.load("efficient25k"), []
+    whole, training = time_to_99.time_to_99(
+        recipe, runtime, data, words=CHILD_WORDS, workers=0, pairs=2, say=said.append
+    )
+    ours, stock, published = whole.sides
+    assert (ours, stock) == ("ours, efficient25k", "stock script, onepoch, 0 workers")
+    assert "dry_run=true" in started[0] and len(started) == 1 + 2 * 3 and len(said) == 2
+    for pair in range(2):
+        mine, theirs, fast = started[1 + 3 * pair : 4 + 3 * pair]
+        assert mine[1:4:2] == (str(PROJECT / "launch.py"), f"seed={pair}") and mine[5:] == CHILD_WORDS
+        assert mine[2] == "recipe=efficient25k"
+        assert (theirs[2], *theirs[4:]) == ("stock", str(pair), "cpu", "1", "onepoch", "0")
+        assert (fast[2], *fast[4:]) == ("published", str(pair), "cpu", "1")
+    assert training.sides == {ours: [3, 6], stock: [4, 7], published: [5, 8]}
+    assert whole.qualities == training.qualities == {ours: [92, 95], stock: [93, 96], published: [94, 97]}
+    assert [(ratio.of, ratio.values) for ratio in training.ratios] == [
+        ("stock script / ours", [4 / 3, 7 / 6]),
+        ("published net / ours", [5 / 3, 8 / 6]),
+    ]
+    for comparison in (whole, training):
+        for ratio, name in zip(comparison.ratios, (stock, published), strict=True):
+            pairs = zip(comparison.sides[name], comparison.sides[ours], strict=True)
+            assert ratio.values == [theirs / mine for theirs, mine in pairs] and ratio.target is None
+
+
+def test_to_99_takes_the_most_accurate_recipe_of_one_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [
+        ("slow", 20, 99.9),
+        ("good", 1, 99.1),
+        ("fair", 1, 98.5),
+    ]
+    known = {
+        name: replace(
+            recipes.load("onepoch"), name=name, epochs=epochs, measured=Measured(accuracy=reached, seeds=1, command="")
+        )
+        for name, epochs, reached in made
+    }
+    known["untried"] = replace(known["good"], name="untried", measured=None)
+    monkeypatch.setattr(recipes, "names", lambda: sorted(known))
+    monkeypatch.setattr(recipes, "load", known.__getitem__)
+    assert bench.default_recipe("time_to_99") == "good"
+    assert bench.default_recipe("epoch") == "onepoch"
+    del known["good"], known["fair"]
+    assert bench.default_recipe("time_to_99") == "onepoch"
 
 
 @pytest.mark.slow
@@ -337,8 +467,14 @@ def run_in_project(environment: dict[str, str], *words: str) -> subprocess.Compl
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("recipe=onepoch", "subject: not given. Type subject= with one of loader, epoch, engine, start, precision"),
-        ("subject=epok", "subject=epok: must be 'loader', 'epoch', 'engine', 'start' or 'precision'"),
+        (
+            "recipe=onepoch",
+            "subject: not given. Type subject= with one of loader, epoch, engine, start, precision, time_to_99",
+        ),
+        ("subject=epok", "subject=epok: must be 'loader', 'epoch', 'engine', 'start', 'precision' or 'time_to_99'"),
+        ("subject=time_to_99 recipe=is3", "recipe=is3: is3 tells one digit from the rest, and the others tell ten"),
+        ("subject=time_to_99 recipe=all", "recipe=all: is3 tells one digit from the rest"),
+        ("subject=time_to_99 steps=5", "steps=5: has no effect with subject=time_to_99"),
         ("subject=epoch recipe=onepok", "recipe=onepok: no such recipe. Did you mean recipe=onepoch?"),
         ("subject=epoch pairs=0", "pairs=0: must be at least 1. For example pairs=5"),
         ("subject=epoch images=5", "images=5: has no effect with subject=epoch"),

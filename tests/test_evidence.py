@@ -421,6 +421,39 @@ def test_what_damaged_evidence_showed_is_not_taken_from_the_readme(place: Place)
     assert place.readme.read_text() == before
 
 
+def test_the_picture_is_of_evidence_and_sources_and_a_stale_one_costs_a_line(
+    place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place.folder)
+    sources = place.folder / "evidence" / "sources.json"
+    sources.write_text((ROOT / "evidence" / "sources.json").read_text())
+    committed = place.folder / "docs" / "accuracy.svg"
+    committed.parent.mkdir()
+    assert evidence_verb.main(["picture=docs/accuracy.svg"]) == 0
+    drawn = committed.read_text()
+    assert "onepoch 98.50 %" in drawn and "onepoch_tuned 98.70 %" in drawn and "train_mnist_fast 99.04 %" in drawn
+    assert evidence_verb.main([]) == 0 and committed.read_text() == drawn
+
+    capsys.readouterr()
+    sources.write_text(sources.read_text().replace("99.04", "99.05"))
+    assert evidence_verb.main([]) == 1
+    remedy = "Type python -m mnist_accel evidence picture=docs/accuracy.svg"
+    assert capsys.readouterr().err == f"docs/accuracy.svg: is not what evidence/ draws. {remedy}\n"
+    assert evidence_verb.main(["picture=other.svg"]) == 1 and Path("other.svg").exists()
+    assert committed.read_text() == drawn
+    with pytest.raises(UserError, match=r"^picture=no/such/folder.svg: cannot be written \(.+\)\. Name another file$"):
+        evidence_verb.main(["picture=no/such/folder.svg"])
+    committed.unlink()
+    assert evidence_verb.main([]) == 0
+    place.readme.write_text(place.readme.read_text() + "![accuracies](docs/accuracy.svg)\n")
+    capsys.readouterr()
+    assert evidence_verb.main([]) == 1
+    assert capsys.readouterr().err == f"docs/accuracy.svg: README.md shows it, and it is not there. {remedy}\n"
+    sources.write_text("{")
+    assert evidence_verb.main([]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("evidence/sources.json: cannot be read")
+
+
 def test_the_recipes_evidence_lies_beside_them() -> None:
     assert recipes.EVIDENCE == ROOT / "evidence" and evidence_verb.README == ROOT / "README.md"
     assert verify.recipes is recipes and psutil.cpu_times().user >= 0

@@ -619,6 +619,7 @@ BENCHES = {
     "engine": ("steps=200",),
     "precision": ("steps=20",),
     "start": (),
+    "time_to_99": ("workers=0",),
     "loader": ("images=2000",),
 }
 

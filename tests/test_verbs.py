@@ -12,7 +12,7 @@ import torch
 from conftest import LAUNCHER_VARIABLES
 from test_profiling import traced
 
-from benchmarks import compare, fresh, scaling
+from benchmarks import compare, fresh, scaling, time_to_99
 from benchmarks.turns import Comparison, Ratio
 from mnist_accel import commands
 from mnist_accel.commands import bench, evidence, predict, report, trace, verify
@@ -77,7 +77,7 @@ def test_every_key_of_every_verb_has_a_row() -> None:
     assert keys_of(report.ReportOptions).keys() == {"out"}  # tests/test_report_page.py
     assert keys_of(eval_verb.EvalOptions).keys() == test_eval.ROWS.keys()
     assert keys_of(predict.PredictOptions).keys() == {"json"}  # tests/test_predict.py; export has none
-    assert keys_of(evidence.EvidenceOptions).keys() == {"write"}  # tests/test_evidence.py
+    assert keys_of(evidence.EvidenceOptions).keys() == {"write", "picture"}  # tests/test_evidence.py
     assert keys_of(verify.VerifyOptions).keys() == {"seeds", "start", "into", "json"}  # tests/test_verify.py
 
 
@@ -124,7 +124,7 @@ def seen(tiny: Dataset, make_runtime: Callable[..., Runtime], monkeypatch: pytes
         def measured(recipe: Any, *where: Any, **how: Any) -> Any:
             seen.update(how, subject=subject, recipe=recipe.name)
             one = Comparison("", "s", {"ours": [1.0]}, [Ratio("ours / theirs", [1.0])])
-            return [one] if subject == "loader" else one
+            return [one] if subject in ("loader", "time_to_99") else one
 
         return measured
 
@@ -135,7 +135,11 @@ def seen(tiny: Dataset, make_runtime: Callable[..., Runtime], monkeypatch: pytes
             point.images_per_second, point.accuracies, point.speedups = [1.0], [90.0], [1.0]
             point.all_reduce_shares = [0.0]
 
-    for module, names in ((compare, ("loader", "epoch", "engine")), (fresh, ("start", "precision"))):
+    for module, names in (
+        (compare, ("loader", "epoch", "engine")),
+        (fresh, ("start", "precision")),
+        (time_to_99, ("time_to_99",)),
+    ):
         for name in names:
             monkeypatch.setattr(module, name, measured_by(name))
     monkeypatch.setattr(scaling, "measure", measure)
@@ -168,10 +172,10 @@ def test_a_key_of_a_verb_reaches_what_it_is_for(verb: str, key: str, told: Calla
     assert told(verb, usual | {key: value})[looked_at] == with_it
 
 
-@pytest.mark.parametrize("subject", ["loader", "epoch", "engine", "start", "precision"])
+@pytest.mark.parametrize("subject", ["loader", "epoch", "engine", "start", "precision", "time_to_99"])
 def test_every_subject_is_measured_by_its_own(subject: str, seen: Seen, told: Callable[..., Seen]) -> None:
     assert told("bench", {"subject": subject, "threads": "1", "data_dir": "x"})["subject"] == subject
-    if subject in ("start", "precision"):
+    if subject in ("start", "precision", "time_to_99"):
         assert seen["words"] == ["dataset=synthetic", "device=cpu", "threads=1", "data_dir=x"]
 
 

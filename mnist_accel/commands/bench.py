@@ -1,7 +1,7 @@
-"""Benchmark loader, epoch, engine, start and precision against alternatives, in turn, on this machine."""
+"""Benchmark loader, epoch, engine, start, precision and time_to_99 against alternatives, in turn, on this machine."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 import recipes
 from mnist_accel import cli, commands
 from mnist_accel.console import report
+from mnist_accel.errors import UserError
 from mnist_accel.recipe import CONFIG, REAL_DATA, Needs, Recipe, option
 
 if TYPE_CHECKING:  # a typing mistake must not wait for torch
@@ -22,20 +23,27 @@ SCHEMA = 2
 ALL = "all"
 USAGE = "python -m mnist_accel bench subject=SUBJECT recipe=NAME key=value…"
 LOADER = Needs("subject", ("loader",))
-EPOCH = Needs("subject", ("epoch",))
+STOCK = Needs("subject", ("epoch", "time_to_99"))
 TRAINING = Needs("subject", ("epoch", "engine", "precision"))
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class BenchOptions:
     subject: Annotated[
-        Literal["loader", "epoch", "engine", "start", "precision"],
+        Literal["loader", "epoch", "engine", "start", "precision", "time_to_99"],
         option(
             "what ours is held against: DataLoaders, the stock script's epoch, a bare loop, importing torch and "
-            "accelerate, or itself in fp32"
+            "accelerate, itself in fp32, or, from the return key to the result, the stock script and the fastest "
+            "published network"
         ),
     ]
-    recipe: Annotated[str, option("whose network, batch size and optimizer; all takes one after the other")] = "onepoch"
+    recipe: Annotated[
+        str | None,
+        option(
+            "what network, batch size and optimizer; all takes one after the other (default: onepoch; for time_to_99 "
+            "the one-epoch recipe of the highest measured accuracy)"
+        ),
+    ] = None
     pairs: Annotated[int, option("how often each side is measured, in turn", ge=1, le=1000)] = 5
     images: Annotated[int, option("images a pass of the DataLoader", ge=1, le=60_000), LOADER] = 20_000
     steps: Annotated[int, option("steps of the epoch that are timed; 0 times all", ge=0), TRAINING] = 200
@@ -44,7 +52,7 @@ class BenchOptions:
         option(
             "how many the stock script has (default: 0, 2, 4 … up to the cores, whichever is fastest)", ge=0, le=256
         ),
-        EPOCH,
+        STOCK,
     ] = None
     dataset: Annotated[Literal["auto", "mnist", "synthetic"], option("as for launch.py")] = "auto"
     data_dir: Annotated[str | None, option("the folder that holds MNIST/raw", min_length=1), REAL_DATA] = None
@@ -58,7 +66,8 @@ def main(argv: list[str]) -> int:
     if cli.asks_for_help(argv):
         return report.show_usage(console, USAGE, BenchOptions)
     options: BenchOptions = cli.read_options(argv, BenchOptions)
-    chosen = choose_recipes(options.recipe)
+    options = replace(options, recipe=options.recipe or default_recipe(options.subject))
+    chosen = choose_recipes(options)
     commands.refuse_unwritable(options.json)
 
     from mnist_accel.data.dataset import load_dataset
@@ -89,15 +98,32 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def choose_recipes(typed: str) -> list[Recipe]:
+def default_recipe(subject: str) -> str:
+    if subject != "time_to_99":
+        return "onepoch"
+    known = [recipes.load(name) for name in recipes.names()]
+    quick = [(recipe.measured.accuracy, recipe.name) for recipe in known if recipe.measured and recipe.epochs == 1]
+    return max(quick)[1] if quick else "onepoch"
+
+
+def choose_recipes(options: BenchOptions) -> list[Recipe]:
     known = recipes.names()
-    return [recipes.load(name) for name in (known if typed == ALL else [cli.choose_recipe({"recipe": typed}, known)])]
+    typed = options.recipe or default_recipe(options.subject)
+    names = known if typed == ALL else [cli.choose_recipe({"recipe": typed}, known)]
+    chosen = [recipes.load(name) for name in names]
+    for recipe in chosen:
+        if options.subject == "time_to_99" and recipe.loss == "binary":
+            raise UserError(
+                f"recipe={typed}: {recipe.name} tells one digit from the rest, and the others tell ten. "
+                f"Type recipe={default_recipe(options.subject)}"
+            )
+    return chosen
 
 
 def measure(
     options: BenchOptions, recipe: Recipe, runtime: "Runtime", data: "Dataset", say: Callable[[str], None]
 ) -> list["Comparison"]:
-    from benchmarks import compare, fresh
+    from benchmarks import compare, fresh, time_to_99
 
     common: dict[str, Any] = {"pairs": options.pairs, "say": say}
     if options.subject == "loader":
@@ -112,6 +138,8 @@ def measure(
         words.append(f"data_dir={options.data_dir}")
     if options.subject == "start":
         return [fresh.start(recipe, runtime, words=words, **common)]
+    if options.subject == "time_to_99":
+        return time_to_99.time_to_99(recipe, runtime, data, words=words, workers=options.workers, **common)
     return [fresh.precision(recipe, runtime, data, words=words, steps=options.steps, **common)]
 
 

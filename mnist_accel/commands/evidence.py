@@ -1,4 +1,4 @@
-"""Print the README's tables from evidence/, and say where README, recipes and evidence disagree."""
+"""Print the README's tables from evidence/, draw its picture, and say where README, recipes and evidence disagree."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
@@ -17,11 +17,17 @@ if TYPE_CHECKING:
 
 USAGE = "python -m mnist_accel evidence"
 README = recipes.FOLDER.parent / "README.md"
+PICTURE = "docs/accuracy.svg"  # beside README.md
+SOURCES = "sources"  # in evidence/, and of no recipe: what others published
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class EvidenceOptions:
     write: Annotated[bool, option("put the tables into README.md, between the marks that are there for them")] = False
+    picture: Annotated[
+        str | None,
+        option("the SVG file for the picture of all accuracies, ours and others'; README's is docs/accuracy.svg"),
+    ] = None
 
 
 def main(argv: list[str]) -> int:
@@ -50,6 +56,8 @@ def main(argv: list[str]) -> int:
             write_whole(README, readme.encode())
         except OSError as error:
             raise UserError(f"README.md: cannot be written ({error.strerror}). Leave write out") from None
+    if not faults:
+        faults += check_picture(found, own.picture)
     wrong = [
         evidence_table.wrong_measured(recipe, found.get(name), shown(name))
         for name, recipe in by_name.items()
@@ -61,13 +69,35 @@ def main(argv: list[str]) -> int:
     return 1 if differences else 0
 
 
+def check_picture(found: Mapping[str, "Evidence"], typed: str | None) -> list[str]:
+    """Draws it where one is asked for; a line where what README.md shows is another."""
+    from mnist_accel.pages.accuracy_points import picture_of
+    from mnist_accel.runs.sources import read_sources
+
+    sources = recipes.EVIDENCE / f"{SOURCES}.json"
+    try:
+        drawn = picture_of(found.values(), read_sources(sources, shown(SOURCES)) if sources.exists() else [])
+    except UserError as error:
+        return [str(error)]
+    if typed:
+        try:
+            write_whole(cli.expand_path(typed, f"picture={typed}"), drawn.encode())
+        except OSError as error:
+            raise UserError(f"picture={typed}: cannot be written ({error.strerror}). Name another file") from None
+    committed, remedy = README.parent / PICTURE, f"Type {USAGE} picture={PICTURE}"
+    if not committed.exists():
+        is_shown = PICTURE in README.read_text(encoding="utf-8")
+        return [f"{PICTURE}: README.md shows it, and it is not there. {remedy}"] if is_shown else []
+    return [] if committed.read_bytes() == drawn.encode() else [f"{PICTURE}: is not what evidence/ draws. {remedy}"]
+
+
 def read_all(by_name: Mapping[str, Recipe]) -> tuple[dict[str, "Evidence"], dict[str, str]]:
     """By recipe the evidence that is sound and of the recipe as it is; and of each other file what is wrong."""
     from mnist_accel.runs.evidence_file import read_evidence
     from mnist_accel.runs.evidence_table import misfit
 
     found, unfit = {}, {}
-    for name in sorted(path.stem for path in recipes.EVIDENCE.glob("[!.]*.json")):
+    for name in sorted({path.stem for path in recipes.EVIDENCE.glob("[!.]*.json")} - {SOURCES}):
         try:
             evidence = read_evidence(recipes.EVIDENCE / f"{name}.json", shown(name))
         except UserError as error:
