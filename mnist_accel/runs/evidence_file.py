@@ -21,8 +21,8 @@ WEIGHTS = "model.safetensors"
 
 
 class Measuring:
-    """The seeds that are known: those of ``file``, and those that this process measures. Without a file, where what is
-    trained is no evidence, they are forgotten in the end."""
+    """The seeds that are known: those of ``file``, and those that this process measures. Where what it trains is no
+    evidence, ``why_none`` says why, the file is left alone, and only this process's own count."""
 
     def __init__(self, request: Request, file: "EvidenceFile", wanted: range):
         self.request, self.file = request, file
@@ -98,6 +98,8 @@ class EvidenceFile:
                 there = self.read()
                 whole = there.joined(mine) if there else mine
                 write_whole(self.path, as_json(whole).encode())
+        except NotImplementedError:
+            raise OSError(None, "its file system has no locks") from None
         except Timeout:
             raise OSError(None, f"another process has held {lock.lock_file} for {LOCK_SECONDS:g} s") from None
         return whole
@@ -107,7 +109,7 @@ def read_evidence(path: Path, shown: str) -> Evidence:
     """UserError, one line, where it is anything else than what ``as_json`` wrote."""
     remedy = "Take it from a backup or from git, or move it away and measure again"
     try:
-        found: Evidence = TypeAdapter(Evidence).validate_python(read_checked_json(path), strict=False)
+        found: Evidence = TypeAdapter(Evidence).validate_python(read_checked_json(path))
         found.refuse_contradictions()
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"]))
