@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import bare_loop, batched
-from benchmarks.stock_networks import STOCK_NETWORKS
+from benchmarks.stock_networks import stock_network
 from benchmarks.turns import Reading
 from mnist_accel.data import mnist
 from mnist_accel.data.augment import draw_warps
@@ -112,7 +112,7 @@ def stock_whole_epoch(recipe: Recipe, runtime: Runtime, batches: Any, test_batch
 
 def stock_epoch(recipe: Recipe, runtime: Runtime, batches: Any, steps: int) -> tuple[float, nn.Module]:
     stock = import_stock()
-    model = STOCK_NETWORKS[recipe.model]().to(runtime.device)
+    model = stock_network(recipe.model, recipe.dropout).to(runtime.device)
     optimizer = stock.make_optimizer(recipe.optimizer, model.parameters(), **optimizer_settings(recipe))
     loss_function = stock.make_loss(recipe.loss, recipe.positive_class)
     if runtime.device.type == "cuda":

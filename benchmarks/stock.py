@@ -71,6 +71,7 @@ def make_optimizer(
     momentum: float,
     nesterov: bool,
     weight_decay: float,
+    betas: tuple[float, float],
 ) -> torch.optim.Optimizer:
     if name == "sgd":
         return torch.optim.SGD(
@@ -81,7 +82,7 @@ def make_optimizer(
             weight_decay=weight_decay,
         )
     optimizers = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    return optimizers[name](parameters, lr=lr, weight_decay=weight_decay)
+    return optimizers[name](parameters, lr=lr, betas=betas, weight_decay=weight_decay)
 
 
 def train_epoch(
@@ -152,9 +153,9 @@ def one_epoch(recipe: "Recipe", folder: str | Path, workers: int, device: torch.
 
 
 def build(recipe: "Recipe", device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer]:
-    from benchmarks.stock_networks import STOCK_NETWORKS
+    from benchmarks.stock_networks import stock_network
 
-    model = STOCK_NETWORKS[recipe.model]().to(device)
+    model = stock_network(recipe.model, recipe.dropout).to(device)
     optimizer = make_optimizer(
         recipe.optimizer,
         model.parameters(),
@@ -162,6 +163,7 @@ def build(recipe: "Recipe", device: torch.device) -> tuple[nn.Module, torch.opti
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
+        betas=(recipe.beta1, recipe.beta2),
     )
     return model, optimizer
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from mnist_accel.models import build_model
 from mnist_accel.models.onepoch import SECOND_WIDTH
 
 
@@ -139,6 +140,11 @@ def is3() -> nn.Sequential:
         nn.Dropout(0.2),
         nn.Linear(256, 1),
     )
+
+
+def stock_network(name: str, dropout: float) -> nn.Module:
+    """A network that no document describes has no other order of layers than its own."""
+    return STOCK_NETWORKS[name]() if name in STOCK_NETWORKS else build_model(name, dropout)
 
 
 STOCK_NETWORKS: dict[str, Callable[[], nn.Module]] = {
