@@ -56,6 +56,7 @@ OPTIMIZERS = {
     "sgd with nesterov": {"optimizer": "sgd", "momentum": 0.9, "nesterov": True},
     "adam": {"optimizer": "adam", "weight_decay": 1e-3},
     "adamw": {"optimizer": "adamw", "weight_decay": 0.05},
+    "fixed first filters": {"optimizer": "adamw", "beta1": 0.7, "beta2": 0.9, "first_filters": "whitening"},
 }
 
 

@@ -52,6 +52,7 @@ REGIMES: dict[str, dict[str, Any]] = {
     "plain sgd": {"optimizer": "sgd", "epochs": 2},
     "adam": ALL_AT_ONCE | {"optimizer": "adam", "weight_decay": 1e-3},
     "adamw": ALL_AT_ONCE | {"optimizer": "adamw", "weight_decay": 0.01},
+    "fixed first filters": {"beta1": 0.7, "beta2": 0.9, "first_filters": "whitening", "ema": 0.7, "clip_norm": 1.0},
     "binary": {"model": "is3", "loss": "binary", "dropout": 0.2, "ema": 0.9, "epochs": 2},
     "channel dropout": WARPED | {"model": "onepoch", "dropout": 0.2},
 }

@@ -12,7 +12,7 @@ from torch import nn
 
 from mnist_accel import models
 from mnist_accel.models import build_model, count_parameters
-from mnist_accel.models.layers import LEVELS, Dropout
+from mnist_accel.models.layers import LEVELS, Dropout, fix_first_filters
 from mnist_accel.models.onepoch import SECOND_WIDTH
 
 # Heights after each layer that changes them, from the documents; "28" is the image.
@@ -148,3 +148,23 @@ def test_scoring_drops_nothing() -> None:
     images = torch.randn(4, 4)
     assert torch.equal(Dropout(0.5).eval()(images), images)
     assert torch.equal(Dropout(0.0).train()(images), images)
+
+
+@pytest.mark.parametrize(("bias", "channels", "stride"), [(True, 16, 2), (False, 16, 1), (True, 7, 1)])
+def test_whitening_filters_give_outputs_of_equal_variance_that_do_not_correlate(
+    bias: bool, channels: int, stride: int
+) -> None:
+    images = nn.functional.avg_pool2d(torch.randn(200, 1, 30, 30), 3, stride=1)  # neighbours are alike, as in digits
+    model = nn.Sequential(nn.Conv2d(1, channels, 5, stride, bias=bias), nn.ReLU(), nn.Conv2d(channels, 4, 3))
+    fix_first_filters(model, 3 * images + 0.5)
+    first = model[0]
+    outputs = first(3 * images + 0.5).transpose(0, 1).flatten(1).double()
+    half = (channels + 1) // 2
+    torch.testing.assert_close(outputs[half:], -outputs[: channels - half])
+    if bias:
+        assert outputs.mean(1).abs().max() < 1e-3
+    covariance = torch.cov(outputs[:half])
+    assert (covariance - covariance.diag().diag()).abs().max() < 0.02
+    assert covariance.diag().min() > 0.8 and covariance.diag().max() < 1.001
+    assert not any(parameter.requires_grad for parameter in first.parameters())
+    assert all(parameter.requires_grad for parameter in model[2].parameters())
