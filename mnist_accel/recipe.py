@@ -30,6 +30,7 @@ STEPPED = Needs("schedule", ("step",))
 CLASSES = Needs("loss", ("cross_entropy",))
 BINARY = Needs("loss", ("binary",))
 REAL_DATA = Needs("dataset", ("auto", "mnist"))
+MOST_SHIFTS = 8  # pixels: MNIST's digits begin 4 from the edge, and further off they are cut
 
 
 def option(description: str, **bounds: Any) -> Any:
@@ -123,6 +124,15 @@ class Recipe:
     validation: Annotated[
         int, option("training images held out and reported on instead of the test set", ge=0, lt=60_000)
     ] = 0
+    test_shifts: Annotated[
+        int,
+        option(
+            "pixels that an image is shifted up, down, left and right when it is scored, its five outputs averaged; "
+            "0 scores it once",
+            ge=0,
+            le=MOST_SHIFTS,
+        ),
+    ] = 0
     seed: Annotated[int, option("of weights, order, augmentation and dropout", ge=0, lt=2**32)] = 0
 
 
@@ -184,6 +194,11 @@ def is_evidence_its_own(recipe: Recipe) -> bool:
     """Figures were measured with the recipe that their command names. A copy of it, which may learn differently, has
     shown nothing yet, nor does its document speak of the copy."""
     return recipe.measured is None or f"recipe={recipe.name}" in recipe.measured.command.split()
+
+
+def with_shifts(test_shifts: int) -> str:
+    """To follow what is told of a network or its figures: scored once, it would have others."""
+    return f", scored with shifts of {test_shifts} pixel{'s'[: test_shifts > 1]}" if test_shifts else ""
 
 
 # The network and its loss belong together, and what was published or measured is no setting.

@@ -83,10 +83,21 @@ def train(recipe: Recipe, data: Dataset, half: bool = False) -> Trained:
     model.load_state_dict(average)
     model.eval()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
-        logits = model((data.test_images[:, None] / 255 - recipe.mean) / recipe.std).float()
+        logits = scored(recipe, model, data.test_images)
     trained.test_loss = loss_of(recipe, 0.0)(logits, data.test_labels).item()
     trained.correct = count_correct(recipe, logits, data.test_labels)
     return trained
+
+
+def scored(recipe: Recipe, model: nn.Module, images: Tensor) -> Tensor:
+    """The mean over what five windows of a framed image show: the middle one and those ``test_shifts`` beside it."""
+    frame = recipe.test_shifts
+    framed = torch.zeros(len(images), 1, 28 + 2 * frame, 28 + 2 * frame)
+    framed[:, 0, frame : frame + 28, frame : frame + 28] = images
+    middle = (frame, frame)
+    corners = {middle, (0, frame), (2 * frame, frame), (frame, 0), (frame, 2 * frame)}  # one, without a frame
+    windows = [framed[:, :, y : y + 28, x : x + 28] for y, x in corners]
+    return torch.stack([model((window / 255 - recipe.mean) / recipe.std).float() for window in windows]).mean(0)
 
 
 def count_correct(recipe: Recipe, logits: Tensor, labels: Tensor) -> int:

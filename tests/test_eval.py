@@ -51,6 +51,8 @@ def columns(printed: str) -> dict[str, list[str]]:
         "recipe=onepoch precision=bf16",
         "recipe=efficient25k validation=150 mean=0.3",
         "recipe=is3 positive_class=7 lr=0.02 epochs=2",
+        "recipe=onepoch precision=bf16 test_shifts=1",
+        "recipe=is3 lr=0.02 test_shifts=2",
     ],
 )
 def test_a_run_is_scored_as_it_was(
@@ -58,7 +60,11 @@ def test_a_run_is_scored_as_it_was(
 ) -> None:
     result = (ran := run_here(*words.split())).result
     assert verb.main([str(ran.folder), "threads=1"]) == 0
-    printed = columns(capsys.readouterr().out)
+    out = capsys.readouterr().out
+    pixels = ran.start.recipe.test_shifts
+    said = f", scored with shifts of {pixels} pixel{'s'[: pixels > 1]}\n" if pixels else "\n"
+    assert f"of recipe {result.recipe}{said}" in out
+    printed = columns(out)
     assert printed["accuracy %"] == [f"{result.accuracy:.2f}"] * 2
     assert printed["correct"] == [f"{result.correct:,} of {result.total:,}"] * 2
     assert printed["loss"] == [f"{result.test_loss:.6f}"] * 2

@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import Ran
 from recorded_step import RecordedStep
+from safetensors.torch import load_file
 from torch import Tensor
 
 import recipes
@@ -24,6 +25,7 @@ from mnist_accel import cli
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.errors import Interrupted, UserError
 from mnist_accel.machine import job, runtime
+from mnist_accel.models import build_model
 from mnist_accel.recipe import Recipe, RunOptions, keys_of
 from mnist_accel.runs import run, trainer
 from mnist_accel.runs.folder import RunFolder
@@ -76,7 +78,7 @@ LEARNING: dict[str, tuple[Any, dict[str, Any]]] = {
     "validation": (150, {}),
     "seed": (3, {}),
 }
-ELSEWHERE = {"sync_batchnorm"}  # two processes' business: test_world_size.py
+ELSEWHERE = {"sync_batchnorm", "test_shifts"}  # two processes' business: test_world_size.py; below
 
 
 def test_every_key_of_a_recipe_has_a_row() -> None:
@@ -114,6 +116,33 @@ def test_a_key_of_a_recipe_changes_the_weights_as_it_says(key: str, run_here: Ru
     assert last.correct == pytest.approx(expected.correct, abs=1)
     assert (last.lr, ran.result.optimizer_steps) == (pytest.approx(expected.lrs[-1]), len(expected.lrs))
     assert ran.start.changed == tuple(name for name in keys_of(Recipe) if changed(name, common | {key: value}))
+
+
+@pytest.mark.parametrize("beside", [TEN, ONE | {"mean": 0.3}], ids=["ten classes", "one class"])
+@pytest.mark.parametrize("pixels", [1, 3])
+def test_test_shifts_changes_the_score_as_it_says_and_no_weights(
+    pixels: int, beside: dict[str, Any], run_here: RunHere, tiny: Dataset
+) -> None:
+    common = beside | PLAIN
+    usual, ran = run_here(*typed(common)), run_here(*typed(common | {"test_shifts": pixels}))
+    assert distance(usual.weights, ran.weights) == 0
+    assert [stats.train_loss for stats in usual.result.history] == [stats.train_loss for stats in ran.result.history]
+    recipe = as_recipe(common | {"test_shifts": pixels})
+    model = build_model(recipe.model, recipe.dropout).eval()
+    model.load_state_dict(ran.weights)
+    with torch.no_grad():
+        expected = plain.scored(recipe, model, tiny.test_images)
+    kept, once = (load_file(each.folder / "evaluation.safetensors")["logits"] for each in (ran, usual))
+    torch.testing.assert_close(kept, expected, rtol=0, atol=1e-5)
+    assert (kept - once).abs().max() > 0.01
+    last = ran.result.history[-1]
+    assert last.correct == plain.count_correct(recipe, expected, tiny.test_labels)
+    assert last.test_loss == pytest.approx(plain.loss_of(recipe, 0.0)(expected, tiny.test_labels).item(), rel=1e-5)
+    # So was every epoch before it.
+    trained = plain.train(recipe, tiny)
+    assert ran.result.history[0].test_loss != usual.result.history[0].test_loss
+    assert last.test_loss == pytest.approx(trained.test_loss, rel=1e-3)
+    assert ran.start.changed == tuple(name for name in keys_of(Recipe) if changed(name, common | {"test_shifts": 1}))
 
 
 def changed(key: str, values: dict[str, Any]) -> bool:

@@ -31,6 +31,7 @@ from mnist_accel.recipe import CONFIG, Claim, Measured, Recipe
 from mnist_accel.runs import evidence
 from mnist_accel.runs.evidence import Circumstances, Epoch, Evidence, Machine, Seed, hash_of, judge, summarise
 from mnist_accel.runs.evidence_file import EvidenceFile, as_json, read_evidence
+from mnist_accel.runs.evidence_table import network_of
 from mnist_accel.training.state import Positive
 
 UNDER = Circumstances(
@@ -360,6 +361,8 @@ def test_tables_are_made_of_evidence_alone(place: Place, capsys: pytest.CaptureF
         "Measured on a cpu, 2 cores, torch 2.13, device cpu, threads 1.",
     ):
         assert row in text.splitlines() and row in said.out.splitlines()
+    shifted = replace(place.sound[3][0], test_shifts=1)
+    assert network_of(shifted, 9) == "9 parameters, 50 epochs, one class, scored with shifts of 1 pixel"
     place.keep(place.sound[2][0], a_seed(0))
     assert evidence_verb.main([]) == 1  # now there is a table of one's own to be shown
     assert "README.md: the table own is missing. Write the lines <!-- evidence: own -->" in capsys.readouterr().err

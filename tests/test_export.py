@@ -9,6 +9,7 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
+import plain
 import pytest
 import torch
 import yaml
@@ -75,6 +76,19 @@ def test_every_recipe_s_network_can_be_exported(name: str, tmp_path: Path, tiny:
     path.write_bytes(pack(build_model(recipe.model, recipe.dropout).state_dict(), WeightsMeta.of(recipe)))
     network = mnist_accel.load(path)
     assert exporting.largest_difference(network, running(exporting.as_onnx(network))) < 1e-4
+
+
+@needs_onnx
+@pytest.mark.parametrize("name", ["onepoch", "is3"])
+def test_an_exported_network_shifts_images_itself(name: str, run_here: RunHere, tiny: Dataset) -> None:
+    ran = run_here(f"recipe={name}", "lr=0.02", "test_shifts=2")
+    assert verb.main([str(ran.folder)]) == 0
+    network = mnist_accel.load(ran.folder).network
+    outputs = running((ran.folder / "export" / "model.onnx").read_bytes())(tiny.test_images)
+    torch.testing.assert_close(outputs, plain.scored(ran.start.recipe, network, tiny.test_images), rtol=0, atol=1e-5)
+    card = (ran.folder / "export" / "README.md").read_text()
+    assert f"({ran.result.correct} of 200 test images, scored with shifts of 2 pixels) |" in card
+    assert "the image as it is, and shifted by 2 pixels up, down, left and right. Both files do that" in card
 
 
 def test_other_outputs_leave_nothing_behind(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,6 +170,7 @@ def test_the_documented_run_s_card_says_what_is_documented() -> None:
     (scored,) = model["results"]
     assert (model["name"], scored["dataset"]["name"], scored["dataset"]["split"]) == ("onepoch", "MNIST", "test")
     assert scored["metrics"] == [{"type": "accuracy", "value": 0.9813}]
+    assert "shift" not in text
 
 
 @pytest.mark.parametrize(

@@ -4,17 +4,20 @@ import os
 import pickle
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import plain
 import pytest
 import torch
 from conftest import Ran
 from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 import mnist_accel
+import recipes
 from mnist_accel import models
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.errors import UserError
@@ -30,7 +33,15 @@ def state() -> dict[str, Tensor]:
     return build_model("is3", 0.2).state_dict()
 
 
-@pytest.mark.parametrize("words", ["recipe=onepoch ema=0.5 mean=0.3 std=0.2", "recipe=is3 positive_class=7 epochs=3"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "recipe=onepoch ema=0.5 mean=0.3 std=0.2",
+        "recipe=is3 positive_class=7 epochs=3",
+        "recipe=onepoch test_shifts=2 ema=0.5",
+        "recipe=is3 positive_class=7 epochs=3 test_shifts=1",
+    ],
+)
 def test_a_run_gives_the_network_that_was_evaluated(words: str, run_here: RunHere, tiny: Dataset) -> None:
     ran = run_here(*words.split(), "lr=0.02")
     before = torch.get_rng_state()
@@ -41,6 +52,7 @@ def test_a_run_gives_the_network_that_was_evaluated(words: str, run_here: RunHer
     said = (logits[:, 0] > 0) == (tiny.test_labels == 7) if binary else logits.argmax(1) == tiny.test_labels
     assert logits.shape == (200, 1 if binary else 10) and not logits.requires_grad
     assert 0 < ran.result.correct == int(said.sum()) < 200
+    assert torch.equal(logits, load_file(ran.folder / "evaluation.safetensors")["logits"])
     by_file = mnist_accel.load(str(ran.folder / "model.safetensors"))
     assert torch.equal(by_file(tiny.test_images[:, None]), logits)
     assert torch.allclose(network(tiny.test_images[3]), logits[3:4], atol=1e-4)
@@ -54,8 +66,19 @@ def test_the_file_says_what_it_is_of_and_equal_weights_are_equal_files(
     (tmp_path / "model.safetensors").write_bytes(content)
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         said = {"network": "is3", "dropout": "0.2", "mean": "0.25", "std": "0.5", "recipe": "mine", "format": "pt"}
-        assert file.metadata() == said | {"positive_class": "7"}
+        assert file.metadata() == said | {"positive_class": "7"}  # scored once, it is the file it was before shifts
         assert set(file.keys()) == set(state) and torch.equal(file.get_tensor("fc2.bias"), state["fc2.bias"])
+
+
+def test_the_file_says_by_how_much_images_are_shifted(state: dict[str, Tensor], tmp_path: Path, tiny: Dataset) -> None:
+    (tmp_path / "model.safetensors").write_bytes(pack(state, replace(META, test_shifts=3)))
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert file.metadata()["test_shifts"] == "3"
+    network = mnist_accel.load(tmp_path)
+    recipe = replace(recipes.load("is3"), mean=META.mean, std=META.std, test_shifts=3)
+    torch.testing.assert_close(
+        network(tiny.test_images), plain.scored(recipe, network.network, tiny.test_images), rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -117,6 +140,8 @@ WRONG: dict[str, tuple[Callable[[dict[str, Tensor]], bytes], str]] = {
     "of a path": (lambda state: with_meta(state, network="../../tmp/x"), "is not in mnist_accel/models/"),
     "no number": (lambda state: with_meta(state, mean="nan"), "mean in its header"),
     "divided by nothing": (lambda state: with_meta(state, std="0"), "std in its header"),
+    "shifted out of sight": (lambda state: with_meta(state, test_shifts="9"), "test_shifts in its header"),
+    "shifted by no number": (lambda state: with_meta(state, test_shifts="all"), "test_shifts in its header"),
     "markup for a name": (lambda state: with_meta(state, recipe="<b>"), "recipe in its header"),
     "of another network": (lambda state: with_meta(state, network="onepoch"), "does not fit the network onepoch"),
     "another type": (

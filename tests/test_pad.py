@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plain
 import pytest
 import torch
 from browser import Show, Shown
@@ -13,6 +15,7 @@ from conftest import Ran
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import recipes
 from mnist_accel import models
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.models import build_model
@@ -61,7 +64,7 @@ def page_logits(shown: Shown, images: Tensor, layers: Any = None) -> Tensor:
         const data = JSON.parse(document.getElementById("network").textContent);
         const layers = forward.prepared(given ?? data.layers);
         const seen = (image) => Float64Array.from(image, (value) => (value / 255 - data.mean) / data.std);
-        return images.map((image) => forward.logits(layers, seen(image)));
+        return images.map((image) => forward.logits(layers, seen(image), data.shifts, -data.mean / data.std));
     }"""
     return torch.tensor(shown.ask(code, [images.reshape(len(images), -1).tolist(), layers]))
 
@@ -78,6 +81,27 @@ def test_the_page_computes_what_torch_computes(name: str, show: Show, tiny: Data
     with show(written(made, tmp_path)) as shown:
         torch.testing.assert_close(page_logits(shown, tiny.test_images[:100]), outputs, rtol=0, atol=1e-4)
         assert shown.page.locator("#pad").is_visible() and offline_and_content(shown)
+
+
+@pytest.mark.parametrize(("name", "pixels"), [("onepoch", 1), ("is3", 2)])
+def test_the_page_shifts_images_as_torch_does(
+    name: str, pixels: int, show: Show, tiny: Dataset, tmp_path: Path
+) -> None:
+    network, recipe = lively(name), replace(recipes.load(name), test_shifts=pixels, mean=0.3)
+    outputs = plain.scored(recipe, network, tiny.test_images[:100])
+    made = pad.drawing_pad(network, 0.3, STD, 3 if outputs.shape[1] == 1 else None, pixels)
+    with show(written(made, tmp_path)) as shown:
+        torch.testing.assert_close(page_logits(shown, tiny.test_images[:100]), outputs, rtol=0, atol=1e-4)
+        assert shown.page.locator("#pad").is_visible() and offline_and_content(shown)
+
+
+def test_a_page_holds_what_it_has_to_shift_and_what_torch_says_of_that() -> None:
+    network, recipe = lively("onepoch"), replace(recipes.load("onepoch"), test_shifts=2)
+    data = pad.drawing_pad(network, MEAN, STD, None, 2).data["network"]
+    assert data["shifts"] == 2
+    expected = plain.scored(recipe, network, pad.pattern()[0])[0]
+    torch.testing.assert_close(torch.tensor(data["check"]), expected, rtol=0, atol=1e-5)
+    assert pad.drawing_pad(network, MEAN, STD, None).data["network"]["shifts"] == 0
 
 
 class Own(nn.Module):
@@ -399,7 +423,7 @@ def test_an_image_enlarged_comes_back_as_it_was(padded: Path, show: Show, tiny: 
 
 
 def test_the_pad_of_a_report_is_the_runs_own(run_here: Callable[..., Ran], show: Show, tiny: Dataset) -> None:
-    words = ("recipe=onepoch", "epochs=1", "batch_size=100", "mean=0.25", "std=0.4")
+    words = ("recipe=onepoch", "epochs=1", "batch_size=100", "mean=0.25", "std=0.4", "test_shifts=1")
     ran = run_here(*words, make_report=report_page.page_of)
     kept = load_file(ran.folder / "evaluation.safetensors")["logits"]
     with show(ran.folder / "report.html") as shown:

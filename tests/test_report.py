@@ -271,6 +271,17 @@ def test_the_banner_tells_what_is_in_effect_and_why(capsys: pytest.CaptureFixtur
     ]
 
 
+@pytest.mark.parametrize(("pixels", "said"), [(1, "1 pixel"), (2, "2 pixels")])
+def test_whoever_shows_a_figure_tells_of_shifts(pixels: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = replace(recipes.load("onepoch"), test_shifts=pixels)
+    report.RunReport(report.make_console()).on_start(a_start(recipe=recipe, changed=()))
+    assert f"5,000 to test, scored with shifts of {said}, fed from" in capsys.readouterr().out
+    measured = recipe.measured
+    assert measured is not None
+    report.show_recipes(report.make_console(), [(recipe, 9606)])
+    assert f"{measured.accuracy:.2f} ({measured.seeds} seeds, scored with shifts of {said})" in capsys.readouterr().out
+
+
 def test_the_banner_tells_where_it_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
     report.RunReport(report.make_console()).on_start(a_start(resumed_from="runs/x/checkpoints/y.safetensors"))
     assert "resumed   runs/x/checkpoints/y.safetensors" in capsys.readouterr().out.splitlines()

@@ -163,6 +163,19 @@ def test_what_was_typed_is_marked_and_can_be_typed_again(ran: Ran) -> None:
     assert line == "python launch.py recipe=onepoch epochs=2 batch_size=100 lr=0.01 threads=1"
 
 
+def test_a_page_tells_of_shifts(ran: Ran, run_here: RunHere) -> None:
+    assert "shifts of" not in Read((ran.folder / "report.html").read_text()).text
+    shifted = run_here("recipe=onepoch", "lr=0.01", "test_shifts=2", make_report=report_page.page_of)
+    read = Read((shifted.folder / "report.html").read_text())
+    assert "test images after the last epoch, scored with shifts of 2 pixels." in read.text
+    assert "200 to score, scored with shifts of 2 pixels" in read.text and "test_shifts 2" in read.text
+    stored = json.loads((shifted.folder / "recipe.json").read_text())
+    for absurd in (99, -1, "2", None):
+        stored["recipe"]["test_shifts"] = absurd
+        (shifted.folder / "recipe.json").write_text(json.dumps(stored))
+        assert "shifts of" not in Read(again(shifted.folder)).text
+
+
 def test_everything_is_escaped_and_the_home_folder_stays_private(
     ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,6 +105,17 @@ def test_what_was_published_or_measured_may_change_between_two_runs(
     assert resumed is not None and resumed.folder == copied
 
 
+def test_a_checkpoint_from_before_there_was_a_key_is_gone_on_with_at_its_default(copied: Path) -> None:
+    for path in newest_first(copied / "checkpoints"):
+        read = read_checkpoint(path)
+        older = {key: value for key, value in read.meta.recipe.items() if key != "test_shifts"}
+        write_checkpoint(path.parent, path.name, read.tensors, replace(read.meta, recipe=older))
+    _, resumed = checked(*WORDS, f"out={copied}", "resume=auto")
+    assert resumed is not None and resumed.folder == copied
+    with pytest.raises(UserError, match="was trained with test_shifts=0, this run has test_shifts=1"):
+        checked(*WORDS, f"out={copied}", "resume=auto", "test_shifts=1")
+
+
 def test_what_would_be_another_run_is_refused_in_one_line(copied: Path, interrupted: Run) -> None:
     """Before anything is started or written."""
     before = sorted(path.name for path in copied.rglob("*"))

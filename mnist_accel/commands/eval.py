@@ -7,7 +7,7 @@ from pydantic.dataclasses import dataclass
 from mnist_accel import cli, errors
 from mnist_accel.console import report
 from mnist_accel.errors import UserError
-from mnist_accel.recipe import CONFIG, REAL_DATA, option
+from mnist_accel.recipe import CONFIG, REAL_DATA, option, with_shifts
 
 USAGE = "python -m mnist_accel eval RUN key=value…"
 
@@ -47,9 +47,10 @@ def main(argv: list[str]) -> int:
     score = scoring.score(network, data, runtime)
     if errors.is_first_rank():
         threads = f"{runtime.threads} thread{'s'[: runtime.threads > 1]}"
+        meta = network.meta
         rows = [
             ("run", paths[0]),
-            ("model", f"{network.meta.network} of recipe {network.meta.recipe}"),
+            ("model", f"{meta.network} of recipe {meta.recipe}{with_shifts(meta.test_shifts)}"),
             ("device", f"{runtime.device_name}, {threads}, {runtime.precision}"),
             ("data", f"{data.name}: {data.reason}"),
         ]

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from mnist_accel.cli import spell
 from mnist_accel.errors import printable, say, swallow
-from mnist_accel.recipe import Recipe, RunOptions, keys_of
+from mnist_accel.recipe import Recipe, RunOptions, keys_of, with_shifts
 
 if TYPE_CHECKING:  # the list and the help must not wait for torch
     from mnist_accel.runs.result import ClaimResult, RunResult
@@ -127,13 +127,12 @@ def show_recipes(console: Console, sound: Iterable[tuple[Recipe, int]], broken: 
     table = simple_table("recipe", "parameters", "epochs", "claim %", "measured %")
     for recipe, parameters in sound:
         accuracy = next((claim for claim in recipe.claims if claim.metric == "accuracy"), None)
-        measured = recipe.measured
         table.add_row(
             recipe.name,
             f"{parameters:,}",
             str(recipe.epochs),
             accuracy.documented if accuracy else "",
-            f"{measured.accuracy:.2f} ({measured.seeds} seed{'s'[: measured.seeds > 1]})" if measured else "",
+            shown_measured(recipe),
         )
     show_table(console, table)
     if broken:
@@ -141,6 +140,14 @@ def show_recipes(console: Console, sound: Iterable[tuple[Recipe, int]], broken: 
     for line in broken:
         console.print(Text(printable(line), style="yellow"))
     console.print("\npython launch.py recipe=NAME key=value…   python launch.py --help explains the keys")
+
+
+def shown_measured(recipe: Recipe) -> str:
+    measured = recipe.measured
+    if measured is None:
+        return ""
+    seeds = f"{measured.seeds} seed{'s'[: measured.seeds > 1]}"
+    return f"{measured.accuracy:.2f} ({seeds}{with_shifts(recipe.test_shifts)})"
 
 
 def show_help(console: Console, recipe: Recipe | None) -> None:
@@ -191,6 +198,7 @@ class RunReport:
         if runtime.backend:
             processes += f" over {runtime.backend}"
         scored = f"{start.test_images:,} {'held out' if recipe.validation else 'to test'}"
+        scored += with_shifts(recipe.test_shifts)
         where = "" if start.resident else ", fed from host memory"
         rows = [
             ("recipe", recipe.name + (f" with {changed}" if changed else "")),

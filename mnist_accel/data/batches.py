@@ -208,3 +208,8 @@ def normalise(raw: Tensor, mean: float, std: float, warps: Tensor | None = None,
         with phase("augmentation"):
             images = warp(images, warps)
     return images.mul_(1 / (255 * std)).sub_(mean / std)
+
+
+def background_of(mean: float, std: float) -> float:
+    """What ``normalise`` makes of a pixel without ink."""
+    return -mean / std

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from mnist_accel.recipe import Recipe, keys_of
+from mnist_accel.recipe import Recipe, keys_of, with_shifts
 from mnist_accel.runs.result import ClaimResult, RunResult
 from mnist_accel.runs.weights_file import WeightsMeta
 
@@ -66,8 +66,9 @@ def summary(result: RunResult, meta: WeightsMeta) -> str:
 
 def figures(result: RunResult, recipe: Recipe) -> str:
     scored = "held-out training" if recipe.validation else "test"
+    images = f"{result.total:,} {scored} images{with_shifts(recipe.test_shifts)}"
     rows = [
-        ("accuracy", f"{result.accuracy:.2f} % ({result.correct:,} of {result.total:,} {scored} images)"),
+        ("accuracy", f"{result.accuracy:.2f} % ({result.correct:,} of {images})"),
         ("loss", f"{result.test_loss:.4f}"),
     ]
     if result.positive:
@@ -148,7 +149,7 @@ def use(meta: WeightsMeta, tolerance: float) -> str:
     binary = meta.positive_class is not None
     outputs = "1, above 0 for yes" if binary else "10"
     said = f"print(logits[:, 0] > 0)  # a {meta.positive_class}?" if binary else "print(logits.argmax(1))"
-    return f"""Raw `uint8` images `[n, 28, 28]` in, logits `[n, {outputs}]` out, for any n.
+    return f"""Raw `uint8` images `[n, 28, 28]` in, logits `[n, {outputs}]` out, for any n.{shifts_of(meta)}
 When the two files were written their outputs agreed to {tolerance:g} of the largest.
 
 ```python
@@ -168,6 +169,16 @@ logits = network(torch.zeros(5, 28, 28, dtype=torch.uint8))
 {said}
 ```
 """
+
+
+def shifts_of(meta: WeightsMeta) -> str:
+    if not meta.test_shifts:
+        return ""
+    pixels = counted(meta.test_shifts, "pixel")
+    return (
+        f"\nThese are the mean of five: of the image as it is, and shifted by {pixels} up, down, left and right. "
+        "Both files do that themselves."
+    )
 
 
 def table(left: str, right: str, rows: Iterable[tuple[str, str]]) -> str:

@@ -61,4 +61,4 @@ def score(network: ReadyNetwork, data: Dataset, runtime: Runtime) -> Score:
     )
     binary = meta.positive_class is not None
     objective = build_objective("binary" if binary else "cross_entropy", 0.0, meta.positive_class or 0)
-    return evaluate(model, batches, objective, runtime.accelerator)
+    return evaluate(model, batches, objective, runtime.accelerator, test_shifts=meta.test_shifts)

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from mnist_accel import models
 from mnist_accel.cli import expand_path
-from mnist_accel.data.batches import normalise
+from mnist_accel.data.batches import background_of, normalise
 from mnist_accel.errors import UserError
 from mnist_accel.models import build_model, parameters_of
+from mnist_accel.models.layers import logits_over_shifts
 from mnist_accel.runs.folder import unfinished_run
 from mnist_accel.runs.weights_file import WeightsMeta, read_weights
 
@@ -20,7 +21,9 @@ SIDE = 28
 
 class ReadyNetwork(nn.Module):
     """Raw images in, logits out: ``uint8`` ``[n, 28, 28]``, ``[n, 1, 28, 28]`` or one ``[28, 28]`` → ``[n, 10]``,
-    or ``[n, 1]`` where the network knows one digit only (``meta.positive_class``)."""
+    or ``[n, 1]`` where the network knows one digit only (``meta.positive_class``).
+
+    ``network`` is the plain one, which scores a normalised image once; here it is scored as its run scored it."""
 
     def __init__(self, network: nn.Module, meta: WeightsMeta):
         super().__init__()
@@ -32,7 +35,9 @@ class ReadyNetwork(nn.Module):
             raise TypeError(f"images are {images.dtype}, not uint8 as MNIST has them, 0 to 255")
         if images.shape[-2:] != (SIDE, SIDE) or images.dim() > 4 or (images.dim() == 4 and images.shape[1] != 1):
             raise ValueError(f"images are {list(images.shape)}, not [n, {SIDE}, {SIDE}]")
-        return self.network(normalise(images.reshape(-1, SIDE, SIDE), self.meta.mean, self.meta.std))
+        mean, std = self.meta.mean, self.meta.std
+        images = normalise(images.reshape(-1, SIDE, SIDE), mean, std)
+        return logits_over_shifts(self.network, images, self.meta.test_shifts, background_of(mean, std))
 
 
 def load(run: str | os.PathLike[str]) -> ReadyNetwork:

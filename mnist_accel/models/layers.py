@@ -1,6 +1,7 @@
 """Layers that torch does not have, and names for those of a network."""
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -164,3 +165,24 @@ class RowMajor(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return images.contiguous() if images.device.type == "cpu" else images
+
+
+# Scoring
+
+SHIFTS = ((-1, 0), (1, 0), (0, -1), (0, 1))  # down, right
+
+
+def logits_over_shifts(network: Callable[[Tensor], Tensor], images: Tensor, pixels: int, background: float) -> Tensor:
+    """Of normalised images; with ``pixels`` the mean of five: of each as it is, and shifted by so many up, down, left
+    and right, ``background`` coming in from the edge.
+
+    Five passes, not one over five times the images: on a CPU that leaves the cache (10,000 images through ``onepoch``
+    by 500 in 2.1 s, by 2,500 in 4.3), on a GPU the images of a batch fill the memory as it is.
+    """
+    logits = network(images)
+    if not pixels:
+        return logits
+    for down, right in SHIFTS:
+        margins = (right * pixels, -right * pixels, down * pixels, -down * pixels)  # a negative one is cut off
+        logits = logits + network(F.pad(images, margins, value=background))
+    return logits / (1 + len(SHIFTS))

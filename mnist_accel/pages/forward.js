@@ -6,6 +6,7 @@
 
 const forward = (() => {
   const LAYERS = { conv, linear, affine, max_pool, average_pool, adaptive_average_pool, flatten, relu, leaky_relu, silu, gelu };
+  const SIDE = 28;
   const STORED = ["weight", "bias", "factor", "shift"];
 
   // The layers with their weights, float32 in base64, as numbers.
@@ -22,11 +23,28 @@ const forward = (() => {
     return new Float32Array(bytes.buffer);
   }
 
-  // The logits of one image: 28 × 28 normalised values.
-  function logits(layers, values) {
-    let tensor = { values, shape: [1, 28, 28] };
+  // The logits of one image: 28 × 28 normalised values. With `shifts` the mean of five: of the image as it is, and
+  // shifted by so many pixels up, down, left and right, `background` coming in from the edge.
+  function logits(layers, values, shifts, background) {
+    const whole = once(layers, values);
+    if (!shifts) return whole;
+    const others = [[-shifts, 0], [shifts, 0], [0, -shifts], [0, shifts]];
+    for (const [down, right] of others) once(layers, shifted(values, down, right, background)).forEach((logit, index) => (whole[index] += logit));
+    return whole.map((sum) => sum / (1 + others.length));
+  }
+
+  function once(layers, values) {
+    let tensor = { values, shape: [1, SIDE, SIDE] };
     for (const layer of layers) tensor = LAYERS[layer.kind](tensor, layer);
     return Array.from(tensor.values);
+  }
+
+  function shifted(values, down, right, background) {
+    const moved = new Float64Array(values.length).fill(background);
+    for (let y = Math.max(0, down); y < Math.min(SIDE, SIDE + down); y++) {
+      for (let x = Math.max(0, right); x < Math.min(SIDE, SIDE + right); x++) moved[y * SIDE + x] = values[(y - down) * SIDE + x - right];
+    }
+    return moved;
   }
 
   function conv({ values, shape: [, height, width] }, layer) {

@@ -6,7 +6,7 @@
   const PEN = 22; // radius: a digit that fills two thirds of the sheet gets strokes as wide as MNIST's
 
   const found = (id) => document.getElementById(id);
-  const { layers: stored, mean, std, digit, check } = JSON.parse(found("network").textContent);
+  const { layers: stored, mean, std, shifts, digit, check } = JSON.parse(found("network").textContent);
   const [canvas, seen, answer] = [found("sheet"), found("seen"), found("answer")];
   const rows = [...found("chances").children].map((row) => ({ row, bar: row.querySelector("i"), figure: row.querySelector(".chance") }));
   let layers, drawn, stroke, asked;
@@ -37,7 +37,8 @@
   }
 
   function logitsOf(image) {
-    return forward.logits(layers, Float64Array.from(image, (value) => (value / 255 - mean) / std));
+    const seen = Float64Array.from(image, (value) => (value / 255 - mean) / std);
+    return forward.logits(layers, seen, shifts, -mean / std);
   }
 
   // Drawing

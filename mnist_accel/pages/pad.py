@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mnist_accel.data.batches import background_of
 from mnist_accel.errors import UserError
 from mnist_accel.inference.weights import load
+from mnist_accel.models.layers import logits_over_shifts
 from mnist_accel.pages.network import UnknownLayer, described
 from mnist_accel.pages.page import HERE, Html, joined, tag
 from mnist_accel.runs.record import RunRecord
@@ -37,10 +39,11 @@ def pad_of(record: RunRecord) -> Pad | None:
         return without_pad(f"its weights cannot be loaded: {error}")
     except Exception as error:  # whatever somebody's network does
         return without_pad(f"its weights cannot be loaded ({type(error).__name__})")
-    return drawing_pad(ready.network, ready.meta.mean, ready.meta.std, ready.meta.positive_class)
+    meta = ready.meta
+    return drawing_pad(ready.network, meta.mean, meta.std, meta.positive_class, meta.test_shifts)
 
 
-def drawing_pad(network: nn.Module, mean: float, std: float, positive_class: int | None) -> Pad:
+def drawing_pad(network: nn.Module, mean: float, std: float, positive_class: int | None, test_shifts: int = 0) -> Pad:
     """For a network in evaluation mode on the CPU, from normalised images to logits. One that forward.js does not
     know, or that is too large, costs the pad: a sentence stands there."""
     try:
@@ -53,10 +56,12 @@ def drawing_pad(network: nn.Module, mean: float, std: float, positive_class: int
             f"its weights would take {size / 1e6:.1f} MB of the page, and may take {MOST_BYTES / 1e6:.0f}"
         )
     with torch.inference_mode():
-        check = network((pattern() / 255 - mean) / std)[0]
+        image = (pattern() / 255 - mean) / std
+        check = logits_over_shifts(network, image, test_shifts, background_of(mean, std))[0]
     if not check.isfinite().all():
         return without_pad("it answers with numbers that are none")
-    data = {"layers": layers, "mean": mean, "std": std, "digit": positive_class, "check": check.tolist()}
+    scoring = {"mean": mean, "std": std, "shifts": test_shifts, "digit": positive_class}
+    data = {"layers": layers, **scoring, "check": check.tolist()}
     scripts = tuple((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
     return Pad(body(range(10) if positive_class is None else [positive_class]), scripts, {"network": data})
 

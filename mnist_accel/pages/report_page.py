@@ -9,7 +9,7 @@ from mnist_accel.pages import answers, curves
 from mnist_accel.pages.charts import share_bar
 from mnist_accel.pages.pad import Pad, pad_of
 from mnist_accel.pages.page import Html, Section, command, document, facts, joined, pill, table, tag
-from mnist_accel.recipe import Recipe, RunOptions, keys_of
+from mnist_accel.recipe import Recipe, RunOptions, keys_of, with_shifts
 from mnist_accel.runs.record import RunRecord, Setting, read_record
 from mnist_accel.runs.result import RunResult
 from mnist_accel.training.state import EpochStats
@@ -107,7 +107,8 @@ def claims(result: RunResult) -> Html:
 
 def scored(record: RunRecord) -> str:
     result = record.result
-    return f"{result.correct:,} of {result.total:,} {curves.scored_on(record)} images after the last epoch."
+    images = f"{result.total:,} {curves.scored_on(record)} images"
+    return f"{result.correct:,} of {images} after the last epoch{with_shifts(record.test_shifts)}."
 
 
 def wrong(record: RunRecord) -> str:
@@ -153,11 +154,12 @@ def settings(record: RunRecord) -> Html:
     matter = {key: value for key, value in record.settings.items() if matters(key, record)}
     learned = [(key, value) for key, value in matter.items() if key in keys_of(Recipe)]
     ran = [(key, value) for key, value in matter.items() if key not in keys_of(Recipe)]
+    images = f"{result.train_images:,} to train, {result.test_images:,} to score"
     effect = [
         ("device", f"{result.device} × {result.world_size} process{'es'[: 2 * (result.world_size > 1)]}"),
         ("threads, precision", f"{result.threads}, {result.precision}"),
         ("data", f"{result.dataset}: {result.dataset_reason}"),
-        ("images", f"{result.train_images:,} to train, {result.test_images:,} to score"),
+        ("images", f"{images}{with_shifts(record.test_shifts)}"),
         ("optimizer steps", f"{result.optimizer_steps:,}"),
         *((name, value) for name in ("began", "commit", "profile") if (value := getattr(result, name))),
         *((name, version) for name, version in result.versions.items()),

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 from mnist_accel.machine.runtime import MACHINE_LINE
-from mnist_accel.recipe import Measured, Recipe
+from mnist_accel.recipe import Measured, Recipe, with_shifts
 from mnist_accel.runs.evidence import Evidence, Summary, hash_of, shown_seeds, summarise
 
 TUNED = "_tuned"
@@ -94,7 +94,8 @@ def tables_of(sound: Sequence[tuple[Recipe, int]], evidence: Mapping[str, Eviden
 
 def network_of(recipe: Recipe, params: int) -> str:
     epochs = f"{recipe.epochs} epoch{'s'[: recipe.epochs > 1]}"
-    return f"{params:,} parameters, {epochs}" + (", one class" if recipe.loss == "binary" else "")
+    one_class = ", one class" if recipe.loss == "binary" else ""
+    return f"{params:,} parameters, {epochs}{one_class}{with_shifts(recipe.test_shifts)}"
 
 
 def documented(recipe: Recipe) -> str:

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from mnist_accel.cli import explain
 from mnist_accel.errors import UserError, printable
 from mnist_accel.files import read_regular
-from mnist_accel.recipe import Recipe, RunOptions, keys_of
+from mnist_accel.recipe import MOST_SHIFTS, Recipe, RunOptions, keys_of
 from mnist_accel.runs import evaluation
 from mnist_accel.runs.evaluation import BadEvaluation, Evaluation
 from mnist_accel.runs.result import SCHEMA, RunResult
@@ -36,6 +36,11 @@ class RunRecord:
     @property
     def loss(self) -> str:
         return "cross_entropy" if self.positive_class is None else "binary"
+
+    @property
+    def test_shifts(self) -> int:
+        pixels = self.settings.get("test_shifts")
+        return pixels if isinstance(pixels, int) and 0 <= pixels <= MOST_SHIFTS else 0
 
     @property
     def typed(self) -> set[str]:

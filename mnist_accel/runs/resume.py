@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mnist_accel.errors import UserError
-from mnist_accel.recipe import Recipe
+from mnist_accel.recipe import Recipe, keys_of
 from mnist_accel.runs.checkpoint import Checkpoint, DamagedCheckpoint, newest_first, newest_intact, read_checkpoint
 from mnist_accel.runs.folder import CHECKPOINTS, being_written, unfinished_run
 
@@ -78,7 +78,9 @@ def resume_from_path(path: Path, typed: str) -> Resumption:
 
 def refuse_other_recipe(checkpoint: Checkpoint, recipe: Recipe, typed: str) -> None:
     """Going on with other settings would be neither run."""
-    then, now = checkpoint.meta.recipe, learning(recipe)
+    # Of a key that came after the checkpoint was written nothing but its default was in effect.
+    usual = {key.name: key.default for key in keys_of(Recipe).values() if key.default is not None}
+    then, now = usual | checkpoint.meta.recipe, learning(recipe)
     for key in now:
         if then.get(key) != now[key]:
             raise UserError(

@@ -138,6 +138,7 @@ class Trainer:
             epochs=recipe.epochs,
             seed=recipe.seed,
             lr_at=self.lr_at,
+            test_shifts=recipe.test_shifts,
             dry_run=options.dry_run,
             save_every=options.checkpoint_every,
             callbacks=callbacks,

@@ -14,14 +14,16 @@ from torch import Tensor
 
 from mnist_accel.errors import UserError
 from mnist_accel.files import read_regular
-from mnist_accel.recipe import Recipe
+from mnist_accel.recipe import MOST_SHIFTS, Recipe
 
 MAX_BYTES = 1 << 30  # ours stay below a megabyte; a hostile one must not fill the memory
+# Not said in a header: what has no positive class, and what is scored once, is the file that it always was.
+UNSAID = (("positive_class", None), ("test_shifts", 0))
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="ignore", allow_inf_nan=False))
 class WeightsMeta:
-    """Which network the weights are of, and what images go through before they enter it."""
+    """Which network the weights are of, what images go through before they enter it, and how they are scored."""
 
     network: str  # a name in mnist_accel/models/
     dropout: Annotated[float, Field(ge=0, lt=1)]
@@ -29,6 +31,7 @@ class WeightsMeta:
     std: Annotated[float, Field(gt=0)]
     recipe: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
     positive_class: Annotated[int, Field(ge=0, le=9)] | None = None  # the digit that a network of one output knows
+    test_shifts: Annotated[int, Field(ge=0, le=MOST_SHIFTS)] = 0  # as in the recipe
     format: Literal["pt"] = "pt"  # other programs take it for torch's
 
     @classmethod
@@ -40,11 +43,12 @@ class WeightsMeta:
             std=recipe.std,
             recipe=recipe.name,
             positive_class=recipe.positive_class if recipe.loss == "binary" else None,
+            test_shifts=recipe.test_shifts,
         )
 
 
 def pack(state: Mapping[str, Tensor], meta: WeightsMeta) -> bytes:
-    texts = {key: str(value) for key, value in asdict(meta).items() if value is not None}
+    texts = {key: str(value) for key, value in asdict(meta).items() if (key, value) not in UNSAID}
     content = save({name: tensor.cpu().contiguous() for name, tensor in state.items()}, metadata=texts)
     # safetensors shuffles the texts in every process; equal weights are to be equal files.
     header, tensors = split(content)

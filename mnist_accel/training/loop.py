@@ -13,9 +13,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from mnist_accel.data.batches import Selection, TestBatches, TrainBatches
+from mnist_accel.data.batches import Selection, TestBatches, TrainBatches, background_of
 from mnist_accel.errors import Interrupted, TrainingFailed
 from mnist_accel.machine.runtime import synchronised_clock
+from mnist_accel.models.layers import logits_over_shifts
 from mnist_accel.seeding import derive_seed
 from mnist_accel.training.exchange import Patience
 from mnist_accel.training.objective import Objective
@@ -69,6 +70,7 @@ class Loop:
     epochs: int
     seed: int
     lr_at: Callable[[int], float]  # by optimizer step, from 0
+    test_shifts: int = 0
     dry_run: bool = False
     save_every: int = 0
     callbacks: Callbacks = field(default_factory=Callbacks)
@@ -104,6 +106,7 @@ class Loop:
                 self.accelerator,
                 dry_run=True,
                 patience=self.patience,
+                test_shifts=self.test_shifts,
             )
         return self.clock() - started
 
@@ -174,6 +177,7 @@ class Loop:
                 self.dry_run,
                 self.patience,
                 keep=self.logits if position.epoch == self.last_epoch else None,
+                test_shifts=self.test_shifts,
             )
         lr = self.lr_at(self.global_step - 1)
         if not math.isfinite(score.loss):
@@ -238,17 +242,18 @@ def evaluate(
     dry_run: bool = False,
     patience: Patience | None = None,
     keep: list[Tensor] | None = None,
+    test_shifts: int = 0,
 ) -> Score:
     """Every image of every rank's share exactly once, summed over ranks in one go. ``model`` without DDP around it.
 
-    ``keep`` gets this rank's logits, batch by batch."""
+    ``keep`` gets this rank's logits, batch by batch; with ``test_shifts`` each is the mean of five."""
     model.eval()
-    device = accelerator.device
+    device, background = accelerator.device, background_of(batches.mean, batches.std)
     correct, hits, said_yes, is_yes = (torch.zeros((), dtype=torch.int64, device=device) for _ in range(4))
     loss = torch.zeros((), dtype=torch.float64, device=device)
     total = 0
     for batch in islice(batches, 1 if dry_run else None):
-        logits = model(batch.images)
+        logits = logits_over_shifts(model, batch.images, test_shifts, background)
         loss += objective.loss_sum(logits, batch.labels)
         predictions, targets = objective.predictions(logits), objective.targets(batch.labels)
         correct += (predictions == targets).sum()
