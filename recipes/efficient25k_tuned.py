@@ -6,11 +6,14 @@ Changed, each chosen on 5,000 held-out training images (`validation=5000`, mean 
 - AdamW, lr 0.05, batch 64, memories 0.7 and 0.9: 98.58 % (0.8 and 0.95: 98.48; batch 32: 98.48; lr 0.03: 98.50;
   batch 128 at lr 0.03: 98.37).
 - Each test image is scored five times, as it is and shifted by one pixel each way: 98.69 %.
+
+Measured on the test images, mean of 20 seeds: 98.95 ± 0.06 % (`efficient25k`: 92.14), by
+    python -m mnist_accel verify recipe=efficient25k_tuned seeds=20
 """
 
 from dataclasses import replace
 
-from mnist_accel.recipe import Claim
+from mnist_accel.recipe import Claim, Measured
 from recipes import efficient25k
 
 RECIPE = replace(
@@ -29,5 +32,7 @@ RECIPE = replace(
     translation=0,
     test_shifts=1,
     claims=(Claim(metric="parameters", relation="=", value=8_762, note="its original's"),),
-    measured=None,
+    measured=Measured(
+        accuracy=98.95, seeds=20, spread=0.06, command="python -m mnist_accel verify recipe=efficient25k_tuned seeds=20"
+    ),
 )

@@ -13,8 +13,9 @@ Choices, all made on 5,000 held-out training images (`validation=5000`), never o
   to 97.99, one cosine cycle to 97.9.
 - 9,606 parameters follow.
 
-Measured on the test images after the last epoch, mean of 5 seeds: 98.53 % (98.47 to 98.63), by
-    python -m mnist_accel verify recipe=onepoch seeds=5
+Measured on the test images after the last epoch, mean of 20 seeds: 98.54 ± 0.10 % (at least 98.33), by
+    python -m mnist_accel verify recipe=onepoch seeds=20
+A mean as high has a chance below 0.001 if 98.13 % were the true one.
 """
 
 from mnist_accel.recipe import Claim, Measured, Recipe
@@ -36,6 +37,6 @@ RECIPE = Recipe(
         Claim(metric="parameters", relation="=", value=9_606, note="our choice"),
     ),
     measured=Measured(
-        accuracy=98.53, seeds=5, spread=0.06, command="python -m mnist_accel verify recipe=onepoch seeds=5"
+        accuracy=98.54, seeds=20, spread=0.1, command="python -m mnist_accel verify recipe=onepoch seeds=20"
     ),
 )

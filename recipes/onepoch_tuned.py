@@ -7,11 +7,14 @@ Changed, each chosen on 5,000 held-out training images (`validation=5000`, mean 
 - No dropout: an image that is seen once is not learned by heart.
 - lr 0.02 in place of 0.03 and label smoothing 0.05 in place of 0.03: 98.63.
 Not taken: batch 32 (98.34 to 98.42), Muon for the second convolution (98.55), a weight average (98.54).
+
+Measured on the test images, mean of 20 seeds: 98.82 ± 0.07 % (`onepoch`: 98.54), by
+    python -m mnist_accel verify recipe=onepoch_tuned seeds=20
 """
 
 from dataclasses import replace
 
-from mnist_accel.recipe import Claim
+from mnist_accel.recipe import Claim, Measured
 from recipes import onepoch
 
 RECIPE = replace(
@@ -23,5 +26,7 @@ RECIPE = replace(
     label_smoothing=0.05,
     dropout=0.0,
     claims=(Claim(metric="parameters", relation="=", value=9_606, note="its original's"),),
-    measured=None,
+    measured=Measured(
+        accuracy=98.82, seeds=20, spread=0.07, command="python -m mnist_accel verify recipe=onepoch_tuned seeds=20"
+    ),
 )

@@ -1,9 +1,25 @@
 """`speedrun`: 99 % of the test images in as little training time as two CPU cores allow. Our own network.
 
-To be measured.
+Choices, made on 5,000 held-out training images in a bare loop of the same parts, each a mean of 5 to 16 seeds:
+- Three convolutions, the first two at stride 2; nothing is pooled. A first kernel at stride 3 takes half the time, and
+  reaches 98.24 to 98.44 %.
+- The first filters whiten patches of the training images and stay as they are: nothing is learned before the second
+  convolution, so its backward pass, the longest, needs no gradient of its input. 1.0 s in place of 1.4, 98.68 % in
+  place of 98.76; a cosine basis reaches 98.53.
+- Widths 32 and 48: 98.68 % (32 and 32: 98.61 in 0.83 times the time; 32 and 64: 98.74 in 1.14; 48 and 48: 98.76 in
+  1.4; one thread, in one run).
+- AdamW with memories 0.7 and 0.9, lr 0.03, batch 256: 0.9 and 0.999 lose 0.2 points, SGD 0.3, Muon is slower and no
+  better; batch 128 is no better, 512 loses 0.1.
+- A classifier that is a convolution: Flatten and Linear would take a step from 5.3 to 6.3 ms, most of it for putting
+  values into another order.
+- Each test image is scored five times, as it is and shifted by one pixel each way: 0.15 points.
+
+Measured on the test images, mean of 20 seeds: 99.16 ± 0.05 %, 95 % interval 99.13 to 99.18, in 1.88 s of training, by
+    python -m mnist_accel verify recipe=speedrun seeds=20
+The goal of 99 % is met with room to spare, that of 1.2 s is not: the machine took 1.4 to 1.9 s within ten minutes.
 """
 
-from mnist_accel.recipe import Claim, Recipe
+from mnist_accel.recipe import Claim, Measured, Recipe
 
 RECIPE = Recipe(
     name="speedrun",
@@ -22,4 +38,7 @@ RECIPE = Recipe(
     test_shifts=1,
     dropout=0.0,
     claims=(Claim(metric="parameters", relation="=", value=23_338, note="416 of them fixed"),),
+    measured=Measured(
+        accuracy=99.16, seeds=20, spread=0.05, command="python -m mnist_accel verify recipe=speedrun seeds=20"
+    ),
 )
