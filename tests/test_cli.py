@@ -80,14 +80,12 @@ def test_every_key_can_be_typed_with_its_own_default() -> None:
         if key.default is not None:
             assert parse("recipe=is3", f"{name}={cli.spell(key.default)}").options == RunOptions()
     base = recipes.load("compact13k")
-    beside = {"schedule": ["schedule=linear"], "loss": [], "optimizer": []}
     for name, key in keys_of(Recipe).items():
         words = [f"{name}={cli.spell(getattr(base, name))}"]
         if key.needs and getattr(base, key.needs.key) not in key.needs.values:
             if key.needs.key == "loss":
                 continue
-            beside["schedule"] = [f"schedule={key.needs.values[0]}"]
-            words += beside[key.needs.key]
+            words.append(f"{key.needs.key}={key.needs.values[0]}")
         request = parse("recipe=compact13k", *words)
         assert getattr(request.recipe, name) == getattr(base, name)
 
@@ -96,7 +94,7 @@ def test_every_key_can_be_typed_with_its_own_default() -> None:
 
 TYPING_MISTAKES: list[tuple[list[str], str]] = [
     (["recipe=onepoc"], "recipe=onepoc: no such recipe. Did you mean recipe=onepoch?"),
-    (["recipe=zzz"], "recipe=zzz: no such recipe. Recipes are compact13k, efficient25k, is3, onepoch, sub20k"),
+    (["recipe=zzz"], f"recipe=zzz: no such recipe. Recipes are {', '.join(recipes.names())}"),
     (["recipe=../../x"], "recipe=../../x: no such recipe. Recipes are "),
     (["recipe=recipes/onepoch.py"], "recipe=recipes/onepoch.py: no such recipe. Did you mean recipe=onepoch?"),
     (["recipe=/etc/passwd"], "recipe=/etc/passwd: no such recipe. Recipes are "),
@@ -347,8 +345,8 @@ def test_without_words_the_recipes_are_listed(run_launch: Callable[..., Any]) ->
     for name in recipes.names():
         recipe = recipes.load(name)
         exact = [claim for claim in recipe.claims if (claim.metric, claim.relation) == ("parameters", "=")]
-        accuracy = next(claim for claim in recipe.claims if claim.metric == "accuracy")
-        for shown in (str(recipe.epochs), *(claim.documented for claim in exact), accuracy.documented):
+        accuracy = [claim for claim in recipe.claims if claim.metric == "accuracy"]
+        for shown in (str(recipe.epochs), *(claim.documented for claim in (*exact, *accuracy[:1]))):
             assert shown in rows[name]
         if recipe.measured:
             assert f"{recipe.measured.accuracy:.2f}" in rows[name]

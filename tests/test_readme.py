@@ -55,6 +55,7 @@ def planned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: Dataset) -> C
         raise Planned
 
     monkeypatch.setattr(verify, "run", begins)
+    monkeypatch.setattr(recipes, "EVIDENCE", tmp_path)  # what stands there already is not trained again
     monkeypatch.setattr(dataset, "load_dataset", begins)
     for name in LAUNCHER_VARIABLES:
         monkeypatch.delenv(name, raising=False)
