@@ -29,7 +29,7 @@ from mnist_accel.profiling.steady import quiet
 from mnist_accel.profiling.summary import ProfileSummary
 from mnist_accel.profiling.trace_file import STEP, read_trace
 from mnist_accel.recipe import Recipe, RunOptions
-from mnist_accel.runs.trainer import Trainer, TrainerCallbacks, new_model
+from mnist_accel.runs.trainer import Trainer, TrainerCallbacks, fix_filters, new_model
 
 ROUNDS = 3
 REPEATS = 40  # a round
@@ -140,7 +140,9 @@ class Call:
 
 
 def calls_of(recipe: Recipe, runtime: Runtime, data: Dataset) -> dict[str, Call]:
-    model = new_model(recipe, runtime, data).train()
+    model = new_model(recipe, runtime).train()
+    if recipe.first_filters == "whitening":
+        fix_filters(model, recipe, runtime, data)
     given: dict[str, Tensor] = {}
     gradients: dict[str, Tensor] = {}
 

@@ -14,12 +14,14 @@ Not kept: a GTX 1660 Ti and PyTorch 1.8. The order in which the images are store
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mnist_accel.data.dataset import Dataset
+if TYPE_CHECKING:  # their script imports none of ours
+    from mnist_accel.data.dataset import Dataset
 
 BATCH_SIZE = 256
 TEST_BATCH_SIZE = 2_000
@@ -47,7 +49,7 @@ def network() -> nn.Sequential:
     )
 
 
-def store(data: Dataset, folder: str | Path) -> None:
+def store(data: "Dataset", folder: str | Path) -> None:
     """The images as the training wants them: normalised floats, shuffled once for good."""
     order = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(0))
     images = {

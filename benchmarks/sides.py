@@ -33,7 +33,7 @@ from mnist_accel.errors import Interrupted, UserError
 from mnist_accel.machine.runtime import Runtime, synchronised_clock
 from mnist_accel.recipe import Recipe, RunOptions
 from mnist_accel.runs.interrupt import watch_for_signals
-from mnist_accel.runs.trainer import Trainer, TrainerCallbacks, new_model
+from mnist_accel.runs.trainer import Trainer, TrainerCallbacks, fix_filters, new_model
 from mnist_accel.training.objective import build_objective
 from mnist_accel.training.optim import build_optimizer, lr_factor
 from mnist_accel.training.state import BuildStepper, EpochStats, StepInfo, ignore
@@ -162,7 +162,9 @@ def no_interrupt_dropped() -> Iterator[None]:
 
 def bare_seconds(recipe: Recipe, runtime: Runtime, data: Dataset) -> float:
     """One epoch of the bare loop over the same images as `our_seconds`."""
-    model = new_model(recipe, runtime, data)
+    model = new_model(recipe, runtime)
+    if recipe.first_filters == "whitening":
+        fix_filters(model, recipe, runtime, data)
     images, labels = data.train_images.to(runtime.device), data.train_labels.to(runtime.device)
     optimizer = build_optimizer(recipe.optimizer, model.parameters(), **optimizer_settings(recipe))
     objective = build_objective(recipe.loss, recipe.label_smoothing, recipe.positive_class)

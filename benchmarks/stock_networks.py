@@ -143,7 +143,8 @@ def is3() -> nn.Sequential:
 
 
 def stock_network(name: str, dropout: float) -> nn.Module:
-    """A network that no document describes has no other order of layers than its own."""
+    """A network that no document describes has no other order of layers than its own. The script learns all of it, also
+    first filters that a recipe fixes."""
     return STOCK_NETWORKS[name]() if name in STOCK_NETWORKS else build_model(name, dropout)
 
 

@@ -34,7 +34,7 @@ def main() -> int:
         recipe = request.recipe
         assert result.accuracy is not None
         runtime = start_runtime()
-        model = trainer.new_model(replace(recipe, seed=seed), runtime, mnist)
+        model = trainer.new_model(replace(recipe, seed=seed), runtime)
         model.load_state_dict(weights)
         store = ImageStore(mnist.test_images, mnist.test_labels, runtime.device)
         objective = build_objective(recipe.loss, recipe.label_smoothing, recipe.positive_class)

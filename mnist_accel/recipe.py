@@ -1,7 +1,7 @@
 """What can be chosen: a Recipe is learning (it changes the result), RunOptions is running (how it happens here).
 
 Every field carries its bounds and its help text, so that the command line, ``--help`` and the checks share one source.
-A recipe is data: the files in ``recipes/`` hold one ``Recipe(...)`` literal each.
+A recipe is data: the files in ``recipes/`` hold one ``Recipe(...)`` literal each, or one ``replace(...)`` of another.
 """
 
 from dataclasses import MISSING, fields

@@ -36,7 +36,7 @@ def train(recipe: Recipe, data: Dataset, half: bool = False) -> Trained:
     torch.manual_seed(derive_seed(recipe.seed, "weights"))
     model = build_model(recipe.model, recipe.dropout).to(memory_format=torch.channels_last)
     if recipe.first_filters == "whitening":
-        whiten(model, (data.train_images[:5000, None] / 255 - recipe.mean) / recipe.std)
+        whiten(model, (data.train_images[:500, None] / 255 - recipe.mean) / recipe.std)
     optimizer = optimizer_of(recipe, model)
     steps = -(-len(data.train_labels) // recipe.batch_size)
     average = {name: value.clone() for name, value in model.state_dict().items()}

@@ -168,3 +168,18 @@ def test_whitening_filters_give_outputs_of_equal_variance_that_do_not_correlate(
     assert covariance.diag().min() > 0.8 and covariance.diag().max() < 1.001
     assert not any(parameter.requires_grad for parameter in first.parameters())
     assert all(parameter.requires_grad for parameter in model[2].parameters())
+
+
+@pytest.mark.parametrize(
+    ("first", "said"),
+    [
+        (nn.Linear(3, 4), "has no Conv2d"),
+        (nn.Conv2d(1, 4, 3, padding="same"), "padding is not a number of zeros"),
+        (nn.Conv2d(1, 4, 3, padding=1, padding_mode="reflect"), "padding is not a number of zeros"),
+        (nn.Conv2d(2, 4, 3), "does not take the image alone"),
+        (nn.Conv2d(1, 19, 3), "has 19 first filters, more than twice the values of a patch"),
+    ],
+)
+def test_a_network_without_such_filters_is_refused(first: nn.Module, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        fix_first_filters(first, torch.zeros(1))

@@ -39,6 +39,13 @@ def described(runtime: Runtime, tiny: Dataset) -> Described:
     return described
 
 
+def test_a_recipe_that_claims_no_more_than_its_size_is_not_said_to_be_changed(described: Described) -> None:
+    changed = described("lr=0.5")
+    assert "settings were changed" in changed.why_not_compared
+    sized = replace(changed, claims=[claim for claim in changed.claims if claim.name.startswith("parameters")])
+    assert sized.claims and sized.why_not_compared == ""
+
+
 @pytest.mark.parametrize(
     ("words", "data", "error", "compared"),
     [

@@ -104,6 +104,7 @@ def test_synthetic_digits_are_no_evidence(
 
 def test_only_seeds_that_are_missing_are_trained(in_an_empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def trained(*words: str) -> list[int]:
+        Path("now.json").write_text("[]")  # and left alone where nothing is trained
         assert verify.main([*SHORT, "json=now.json", *words]) == 0
         return [result["seed"] for result in json.loads(Path("now.json").read_text())]
 
@@ -113,7 +114,7 @@ def test_only_seeds_that_are_missing_are_trained(in_an_empty_folder: Path, capsy
     assert capsys.readouterr().out.startswith("seed 1 stands in evidence/onepoch.json; into=FILE measures anew")
     assert trained("seeds=2") == []
     said = capsys.readouterr().out
-    assert said.startswith("seeds 0 to 1 stand in evidence/onepoch.json") and "deviation of 2 seeds" in said
+    assert said.startswith("seeds 0 and 1 stand in evidence/onepoch.json") and "deviation of 2 seeds" in said
     assert trained("seeds=2", "into=anew.json") == [0, 1]
     one, two = (read_evidence(Path(name), name) for name in ("evidence/onepoch.json", "anew.json"))
     assert [seed.seed for seed in one.seeds] == [0, 1, 2]

@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     if unmeasured := [name for name in by_name if name not in found]:
         console.print(f"not measured: {', '.join(unmeasured)}", markup=False, soft_wrap=True)
 
-    readme = README.read_text(encoding="utf-8")
+    readme = read_readme()
     faults = [*broken, *unfit.values()]
     if own.write and not faults:  # else what they measured would be lost from it
         readme = evidence_table.put_into(readme, tables)
@@ -63,10 +63,20 @@ def main(argv: list[str]) -> int:
         for name, recipe in by_name.items()
         if name not in unfit
     ]
-    differences = [*faults, *filter(None, wrong), *evidence_table.disagreements(readme, tables)]
+    # Tables of what is left would be other tables.
+    untrue = [] if unfit else evidence_table.disagreements(readme, tables)
+    differences = [*faults, *filter(None, wrong), *untrue]
     for line in differences:
         say(line)
     return 1 if differences else 0
+
+
+def read_readme() -> str:
+    try:
+        return README.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "is no UTF-8"
+        raise UserError(f"README.md: cannot be read ({why}). Take it from git") from None
 
 
 def check_picture(found: Mapping[str, "Evidence"], typed: str | None) -> list[str]:
@@ -86,9 +96,10 @@ def check_picture(found: Mapping[str, "Evidence"], typed: str | None) -> list[st
             raise UserError(f"picture={typed}: cannot be written ({error.strerror}). Name another file") from None
     committed, remedy = README.parent / PICTURE, f"Type {USAGE} picture={PICTURE}"
     if not committed.exists():
-        is_shown = PICTURE in README.read_text(encoding="utf-8")
+        is_shown = PICTURE in read_readme()
         return [f"{PICTURE}: README.md shows it, and it is not there. {remedy}"] if is_shown else []
-    return [] if committed.read_bytes() == drawn.encode() else [f"{PICTURE}: is not what evidence/ draws. {remedy}"]
+    is_drawn = committed.is_file() and committed.read_bytes() == drawn.encode()
+    return [] if is_drawn else [f"{PICTURE}: is not what evidence/ draws. {remedy}"]
 
 
 def read_all(by_name: Mapping[str, Recipe]) -> tuple[dict[str, "Evidence"], dict[str, str]]:

@@ -83,9 +83,11 @@ def main(argv: list[str]) -> int:
     judged = [judge(claim, known, comparable=not measuring.why_none) for claim in request.recipe.claims]
     report.show_claims(console, [one.claim for one in judged], [shown_p(one.p) for one in judged])
     kept = f"none: {measuring.why_none}" if measuring.why_none else measuring.file.shown
+    kept += f" could not be written: {measuring.unwritten}" if measuring.unwritten else ""
     console.print()
     report.facts(console, [*rows_of(known), ("evidence", kept)])
-    commands.write_json(own.json, [finite(asdict(result)) for result in results])
+    if results:
+        commands.write_json(own.json, [finite(asdict(result)) for result in results])
     return 4 if problems or report.Output.lost else 0
 
 

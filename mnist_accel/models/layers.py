@@ -126,6 +126,20 @@ def noise_like(images: Tensor, probability: float) -> Tensor:
 NOISE = 0.01  # variance below which a direction of the patches is not blown up
 
 
+def whitenable(model: nn.Module) -> nn.Conv2d:
+    """The first convolution; ValueError, with why, where its filters cannot be found from patches."""
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is None:
+        raise ValueError("has no Conv2d")
+    if isinstance(first.padding, str) or first.padding_mode != "zeros":
+        raise ValueError("has a first Conv2d whose padding is not a number of zeros")
+    if first.in_channels != 1 or first.groups != 1:
+        raise ValueError("has a first Conv2d that does not take the image alone")
+    if first.out_channels > 2 * first.weight[0].numel():
+        raise ValueError(f"has {first.out_channels} first filters, more than twice the values of a patch")
+    return first
+
+
 @torch.no_grad()
 def fix_first_filters(model: nn.Module, images: Tensor) -> None:
     """Gives the first convolution the filters that whiten patches of ``images``, float [n, 1, h, w], and fixes them.
@@ -134,13 +148,14 @@ def fix_first_filters(model: nn.Module, images: Tensor) -> None:
     variance 1; the second half are the first half's negatives, so that what ReLU cuts off is not lost. Nothing before
     the second convolution is learned then, and its backward, the longest of all, needs no gradient of its input.
     """
-    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    first = whitenable(model)
     assert isinstance(first.padding, tuple)
     patches = F.unfold(images, first.kernel_size, first.dilation, first.padding, first.stride)
     patches = patches.transpose(1, 2).flatten(0, 1).double()
     mean = patches.mean(0)
     half = (first.out_channels + 1) // 2
-    variances, directions = torch.linalg.eigh((patches - mean).T @ (patches - mean) / len(patches))
+    patches -= mean
+    variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
     directions = directions.T.flip(0)[:half]
     # An eigenvector's sign is the library's whim.
     directions *= directions.gather(1, directions.abs().argmax(1, keepdim=True)).sign()

@@ -25,7 +25,19 @@ from mnist_accel.training.state import Positive
 
 SHA256 = r"^[0-9a-f]{64}$"
 # Which seeds, where files lie and how patiently: nothing that another seed of the same evidence has to share.
-NOT_SHARED = ("seeds", "start", "into", "json", "data_dir", "out", "resume", "timeout", "checkpoint_every", "profile")
+NOT_SHARED = (
+    "seeds",
+    "start",
+    "into",
+    "json",
+    "data_dir",
+    "out",
+    "resume",
+    "timeout",
+    "checkpoint_every",
+    "profile",
+    "tracker",
+)
 NOT_LEARNING = ("name", "claims", "measured", "seed")
 Percent = Annotated[float, Field(ge=0, le=100)]
 Seconds = Annotated[float, Field(ge=0)]
@@ -101,7 +113,7 @@ class Evidence:
 
     @property
     def kinds_of_device(self) -> list[str]:
-        """None where they differ: a time of both is none of either."""
+        """Empty where they differ: a time of both is none of either."""
         kinds = {"cpu" if self.circumstances[seed.under].device == "cpu" else "cuda" for seed in self.seeds}
         return list(kinds) if len(kinds) == 1 else []
 
@@ -142,17 +154,17 @@ class Evidence:
 
 def hash_of(recipe: Recipe) -> str:
     """Of all that decides what is learned but for the seed. A field at its default is left out, so that one that a
-    later version adds changes no hash. Of the network it knows the names and shapes of its weights, no more."""
+    later version adds changes no hash. Of the network it knows its layers with their settings."""
     parameters_of(recipe.model, recipe.dropout, recipe.name)  # a network that cannot be built is the user's
     with torch.device("meta"):
-        state = build_model(recipe.model, recipe.dropout).state_dict()
+        network = build_model(recipe.model, recipe.dropout)
     settings = {
         field.name: getattr(recipe, field.name)
         for field in fields(recipe)
         if field.name not in NOT_LEARNING and (field.default is MISSING or getattr(recipe, field.name) != field.default)
     }
-    shapes = {name: list(tensor.shape) for name, tensor in state.items()}
-    return hashlib.sha256(json.dumps([settings, shapes], sort_keys=True).encode()).hexdigest()
+    shapes = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
+    return hashlib.sha256(json.dumps([settings, shapes, str(network)], sort_keys=True).encode()).hexdigest()
 
 
 def hash_of_weights(state: Mapping[str, Tensor]) -> str:
@@ -229,12 +241,14 @@ class Summary:
     most: float
     f1: float | None
     seconds: float | None  # of training, mean over those that ran alone
+    total_seconds: float | None  # of the whole run: data, network, training, scoring, files
     timed: int  # how many did
 
 
 def summarise(seeds: Sequence[Seed]) -> Summary:
     accuracies = [seed.accuracy for seed in seeds]
     seconds = [seed.seconds for seed in seeds if seed.seconds is not None]
+    total_seconds = [seed.total_seconds for seed in seeds if seed.total_seconds is not None]
     found = [seed.positive.f1 for seed in seeds if seed.positive]
     return Summary(
         seeds=len(seeds),
@@ -245,6 +259,7 @@ def summarise(seeds: Sequence[Seed]) -> Summary:
         most=max(accuracies),
         f1=mean(found) if found else None,
         seconds=mean(seconds) if seconds else None,
+        total_seconds=mean(total_seconds) if total_seconds else None,
         timed=len(seconds),
     )
 
@@ -295,5 +310,6 @@ def shown_seeds(numbers: Sequence[int]) -> str:
             runs[-1].append(number)
         else:
             runs.append([number])
-    shown = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
+    between = {1: "", 2: " and "}
+    shown = ", ".join(f"{run[0]}{between.get(len(run), ' to ')}{run[-1] if run[1:] else ''}" for run in runs)
     return f"seed{'s'[: len(numbers) > 1]} {shown}"

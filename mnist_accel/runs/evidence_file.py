@@ -29,6 +29,7 @@ class Measuring:
         self.why_none = why_none(request)
         self.known = None if self.why_none else file.read()
         self.mine: Evidence | None = None
+        self.unwritten = ""  # why the newest seed is not in the file
         there = {seed.seed for seed in self.known.seeds} if self.known else set()
         self.missing = [seed for seed in wanted if seed not in there]
         self.standing = [seed for seed in wanted if seed in there]
@@ -56,8 +57,10 @@ class Measuring:
         if not self.why_none:
             try:
                 self.known = self.file.add(self.mine)
-            except OSError as error:
-                folder.note(f"{self.file.shown} could not be written: {error.strerror}")
+                self.unwritten = ""
+            except (OSError, UserError) as error:  # also where somebody has damaged the file meanwhile
+                self.unwritten = getattr(error, "strerror", None) or str(error)
+                folder.note(f"{self.file.shown} could not be written: {self.unwritten}")
 
 
 class EvidenceFile:
@@ -70,6 +73,7 @@ class EvidenceFile:
     def check(self) -> None:
         """Whatever can be refused before hours of measuring."""
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             refuse_unwritable(self.path.parent)
         except OSError as error:
             raise self.unwritable(error) from None
@@ -113,10 +117,12 @@ def read_evidence(path: Path, shown: str) -> Evidence:
         found.refuse_contradictions()
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"]))
-        raise UserError(f"{shown}: is damaged: {printable(place)}: {explain(error)}. {remedy}") from None
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{shown}: is damaged: {printable(why)}. {remedy}") from None
+        where = f"{printable(place)}: " if place else ""
+        raise UserError(f"{shown}: is damaged: {where}{explain(error)}. {remedy}") from None
+    except OSError as error:
+        raise UserError(f"{shown}: cannot be read ({error.strerror}). Name another file, or move it away") from None
+    except ValueError as error:
+        raise UserError(f"{shown}: is damaged: {printable(str(error))}. {remedy}") from None
     return found
 
 

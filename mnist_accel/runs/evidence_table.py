@@ -5,12 +5,13 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 from mnist_accel.machine.runtime import MACHINE_LINE
+from mnist_accel.models import parameters_of
 from mnist_accel.recipe import Measured, Recipe, with_shifts
 from mnist_accel.runs.evidence import Evidence, Summary, hash_of, shown_seeds, summarise
 
 TUNED = "_tuned"
 COLUMNS = {"documented": "documented", "tuned": "its original", "own": ""}  # a table: its third column, if any
-FIGURES = ("mean ± deviation", "95 % interval", "minimum", "seeds", "training s")
+FIGURES = ("mean ± deviation", "95 % interval", "minimum", "seeds", "training s", "run s")
 BEGIN, END = "<!-- evidence: {} -->", "<!-- end of evidence -->"
 TABLE = re.compile(rf"{BEGIN.format('([a-z]+)')}\n(.*?){END}", re.DOTALL)
 WRITE = "Type python -m mnist_accel evidence write=true"
@@ -36,8 +37,15 @@ def misfit(recipe: Recipe, found: Evidence, file: str) -> str | None:
     if found.recipe_hash != hash_of(recipe):
         remedy = f"Undo the change, or move {file} away and measure again"
         return f"recipes/{recipe.name}.py: was changed after {file} had been measured. {remedy}"
+    params = parameters_of(recipe.model, recipe.dropout, recipe.name)
+    if (found.model, found.params, found.epochs) != (recipe.model, params, recipe.epochs):
+        return f"{file}: is of {found.model}, {found.params:,} parameters, {found.epochs} epochs. Take it from git"
+    for under in found.circumstances:
+        if under.commit and under.commit.endswith("+"):
+            remedy = "Commit the program first, move the file away and measure again"
+            return f"{file}: was measured with files that were changed after {under.commit[:8]}. {remedy}"
     numbers = [seed.seed for seed in found.seeds]
-    missing = sorted(set(range(len(numbers))) - set(numbers))
+    missing = sorted(set(range(numbers[-1] + 1)) - set(numbers))
     if missing:
         remedy = f"Type python -m mnist_accel verify recipe={recipe.name} seeds={numbers[-1] + 1}"
         return f"{file}: {shown_seeds(missing)} missing, so it may be a choice of seeds. {remedy}"
@@ -99,10 +107,11 @@ def network_of(recipe: Recipe, params: int) -> str:
 
 
 def documented(recipe: Recipe) -> str:
-    """The first accuracy that is claimed of the last epoch."""
-    for claim in recipe.claims:
-        if claim.metric == "accuracy" and claim.epoch in (None, recipe.epochs):
-            return claim.documented + (f" ({claim.note})" if claim.note else "")
+    """The accuracy that is claimed of the last epoch, or of none in particular."""
+    for epoch in (recipe.epochs, None):
+        for claim in recipe.claims:
+            if claim.metric == "accuracy" and claim.epoch == epoch:
+                return claim.documented + (f" ({claim.note})" if claim.note else "")
     return ""
 
 
@@ -117,8 +126,9 @@ def figures_of(summary: Summary) -> list[str]:
     accuracy += "" if summary.f1 is None else f", F1 {summary.f1:.2f}"
     interval = "" if summary.interval is None else "{:.2f} to {:.2f}".format(*summary.interval)
     seconds = "not alone" if summary.seconds is None else f"{summary.seconds:,.1f}"
+    whole = "" if summary.total_seconds is None else f"{summary.total_seconds:,.1f}"
     seconds += f" ({summary.timed} seed{'s'[: summary.timed > 1]})" if 0 < summary.timed < summary.seeds else ""
-    return [accuracy, interval, f"{summary.least:.2f}", str(summary.seeds), seconds]
+    return [accuracy, interval, f"{summary.least:.2f}", str(summary.seeds), seconds, whole]
 
 
 def as_markdown(third: str, rows: Sequence[Sequence[str]]) -> str:

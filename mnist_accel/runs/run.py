@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
@@ -30,8 +31,9 @@ from mnist_accel.machine.runtime import (
     refuse_too_few_gpus,
     start_runtime,
 )
-from mnist_accel.models import parameters_of
-from mnist_accel.recipe import RunOptions
+from mnist_accel.models import build_model, parameters_of
+from mnist_accel.models.layers import whitenable
+from mnist_accel.recipe import Recipe, RunOptions
 from mnist_accel.runs import evaluation
 from mnist_accel.runs.checkout import commit_of
 from mnist_accel.runs.evaluation import gather_logits
@@ -81,6 +83,9 @@ def run_in(
     if recipe.batch_size < runtime.world_size:
         raise UserError(too_small_batch(recipe.batch_size, runtime.world_size))
     data = load_same_data(options, runtime, resumed)
+    refuse_mismatch(
+        str(recipe.seed), "seed: the processes were asked for different ones. Give every machine the same files"
+    )
     if recipe.validation:
         data = hold_out(data, recipe.validation)
     main = runtime.accelerator.is_main_process
@@ -126,6 +131,8 @@ def check(request: Request) -> tuple[RunFolder, Resumption | None]:
     choose_precision(options.precision, device)
     refuse_too_few_gpus(device, options.processes or 1)
     parameters_of(recipe.model, recipe.dropout, recipe.name)
+    if recipe.first_filters == "whitening":
+        refuse_unfit_filters(recipe)
     if options.tracker != "off":
         refuse_missing(options.tracker)
     out = expand_path(options.out, f"out={options.out}") if options.out else None
@@ -140,6 +147,16 @@ def check(request: Request) -> tuple[RunFolder, Resumption | None]:
     else:
         folder.check_writable()
     return folder, resumed
+
+
+def refuse_unfit_filters(recipe: Recipe) -> None:
+    try:
+        with torch.device("meta"):
+            whitenable(build_model(recipe.model, recipe.dropout))
+    except ValueError as error:
+        raise UserError(
+            f"first_filters=whitening: network {recipe.model} {error}. Type first_filters=learned"
+        ) from None
 
 
 def as_an_earlier_attempt(options: RunOptions) -> RunOptions:
