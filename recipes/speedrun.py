@@ -14,9 +14,9 @@ Choices, made on 5,000 held-out training images in a bare loop of the same parts
   values into another order.
 - Each test image is scored five times, as it is and shifted by one pixel each way: 0.15 points.
 
-Measured on the test images, mean of 20 seeds: 99.16 ± 0.05 %, 95 % interval 99.13 to 99.18, in 1.88 s of training, by
+Measured on the test images, mean of 20 seeds: 99.14 ± 0.07 %, 95 % interval 99.11 to 99.17, in 1.38 s of training, by
     python -m mnist_accel verify recipe=speedrun seeds=20
-The goal of 99 % is met with room to spare, that of 1.2 s is not: the machine took 1.4 to 1.9 s within ten minutes.
+The goal of 99.00 % at the interval's lower end is met, that of 1.2 s of training is not.
 """
 
 from mnist_accel.recipe import Claim, Measured, Recipe
@@ -39,6 +39,6 @@ RECIPE = Recipe(
     dropout=0.0,
     claims=(Claim(metric="parameters", relation="=", value=23_338, note="416 of them fixed"),),
     measured=Measured(
-        accuracy=99.16, seeds=20, spread=0.05, command="python -m mnist_accel verify recipe=speedrun seeds=20"
+        accuracy=99.14, seeds=20, spread=0.07, command="python -m mnist_accel verify recipe=speedrun seeds=20"
     ),
 )
