@@ -149,6 +149,24 @@ def changed(key: str, values: dict[str, Any]) -> bool:
     return key in values and values[key] != getattr(recipes.load(values["recipe"]), key)
 
 
+def test_finding_the_first_filters_is_part_of_training(fit: Any, runtime: Any, tiny: Dataset) -> None:
+    found, learned = (
+        fit(runtime, tiny, epochs=0, first_filters=way).trainer.position for way in ("whitening", "learned")
+    )
+    assert found.seconds > 0 == learned.seconds
+
+
+def test_filters_that_cannot_be_found_are_refused_before_anything_is_written(
+    run_here: RunHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, padding="same"))
+    monkeypatch.setattr(run, "build_model", lambda *asked: network)
+    said = r"^first_filters=whitening: network onepoch has a first Conv2d .+\. Type first_filters=learned$"
+    with pytest.raises(UserError, match=said):
+        run_here("recipe=onepoch", "first_filters=whitening")
+    assert not list(tmp_path.rglob("*.json"))
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
 def test_weight_decay_is_the_optimizer_s_own(optimizer: str, run_here: RunHere, tiny: Dataset) -> None:
     """Decoupled with adamw, L2 with adam."""
