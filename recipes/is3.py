@@ -16,9 +16,10 @@ Gaps and contradictions, and what this recipe does; choices made on 5,000 held-o
 - Always answering "no" scores 89.9 %, so precision, recall and F1 of "yes" are reported as well.
 - The loss of 3.96e-5 is not said to be of the training or the test images; it can only be the former.
 
-Measured on the test images after epoch 50, one seed: 99.91 %, precision 99.70, recall 99.41, F1 99.55 %, by
-    python launch.py recipe=is3 threads=1
-The training loss of 3.96e-5 is not reached: augmentation keeps it at 4.6e-3.
+Measured on the test images after epoch 50, mean of 3 seeds: 99.91 ± 0.01 %, F1 99.55 (99.51 to 99.60), by
+    python -m mnist_accel verify recipe=is3 threads=1 seeds=3
+Three seeds show no more than that 99.9 is not missed (p 0.11). The training loss of 3.96e-5 is not reached:
+augmentation keeps it at 4.6e-3.
 """
 
 from mnist_accel.recipe import Claim, Measured, Recipe
@@ -43,5 +44,7 @@ RECIPE = Recipe(
         Claim(metric="train_loss", relation="<=", value=3.96e-5, epoch=50, note="averaging not said"),
         Claim(metric="parameters", relation="=", value=144_833, note="our reading"),
     ),
-    measured=Measured(accuracy=99.91, seeds=1, command="python launch.py recipe=is3 threads=1"),
+    measured=Measured(
+        accuracy=99.91, seeds=3, spread=0.01, command="python -m mnist_accel verify recipe=is3 threads=1 seeds=3"
+    ),
 )
