@@ -318,6 +318,7 @@ def test_the_first_step_is_launch_py_s_own_and_the_last(tmp_path: Path) -> None:
     assert "recipe.json" in left and not left & {"result.json", "history.jsonl", "model.safetensors"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("as_in_a_clean_environment")
 @pytest.mark.parametrize(("which", "more"), [("stock", ("onepoch", "0")), ("published", ())])
 def test_their_script_trains_and_scores_with_its_seed(which: str, more: tuple[str, ...], data: Dataset) -> None:
