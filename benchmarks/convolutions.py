@@ -141,8 +141,7 @@ class Call:
 
 def calls_of(recipe: Recipe, runtime: Runtime, data: Dataset) -> dict[str, Call]:
     model = new_model(recipe, runtime).train()
-    if recipe.first_filters == "whitening":
-        fix_filters(model, recipe, runtime, data)
+    fix_filters(model, recipe, runtime, data)
     given: dict[str, Tensor] = {}
     gradients: dict[str, Tensor] = {}
 

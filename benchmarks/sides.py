@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import bare_loop, batched
-from benchmarks.stock_networks import stock_network
 from benchmarks.turns import Reading
 from mnist_accel.data import mnist
 from mnist_accel.data.augment import draw_warps
@@ -112,8 +111,7 @@ def stock_whole_epoch(recipe: Recipe, runtime: Runtime, batches: Any, test_batch
 
 def stock_epoch(recipe: Recipe, runtime: Runtime, batches: Any, steps: int) -> tuple[float, nn.Module]:
     stock = import_stock()
-    model = stock_network(recipe.model, recipe.dropout).to(runtime.device)
-    optimizer = stock.make_optimizer(recipe.optimizer, model.parameters(), **optimizer_settings(recipe))
+    model, optimizer = stock.build(recipe, runtime.device)
     loss_function = stock.make_loss(recipe.loss, recipe.positive_class)
     if runtime.device.type == "cuda":
         with undone(model, optimizer, runtime.accelerator, None):
@@ -163,8 +161,7 @@ def no_interrupt_dropped() -> Iterator[None]:
 def bare_seconds(recipe: Recipe, runtime: Runtime, data: Dataset) -> float:
     """One epoch of the bare loop over the same images as `our_seconds`."""
     model = new_model(recipe, runtime)
-    if recipe.first_filters == "whitening":
-        fix_filters(model, recipe, runtime, data)
+    fix_filters(model, recipe, runtime, data)
     images, labels = data.train_images.to(runtime.device), data.train_labels.to(runtime.device)
     optimizer = build_optimizer(recipe.optimizer, model.parameters(), **optimizer_settings(recipe))
     objective = build_objective(recipe.loss, recipe.label_smoothing, recipe.positive_class)

@@ -65,7 +65,7 @@ class Trainer:
     @classmethod
     def build(cls, recipe: Recipe, options: RunOptions, runtime: Runtime, data: Dataset) -> "Trainer":
         model = new_model(recipe, runtime)
-        whitening_seconds = fix_filters(model, recipe, runtime, data) if recipe.first_filters == "whitening" else 0.0
+        whitening_seconds = fix_filters(model, recipe, runtime, data)
         if recipe.sync_batchnorm and runtime.world_size > 1:
             synchronise_batch_norm(model)
         optimizer = build_optimizer(
@@ -197,7 +197,9 @@ def new_model(recipe: Recipe, runtime: Runtime) -> nn.Module:
 
 
 def fix_filters(model: nn.Module, recipe: Recipe, runtime: Runtime, data: Dataset) -> float:
-    """The seconds that it took."""
+    """Where the recipe wants its first filters fixed. The seconds that it took."""
+    if recipe.first_filters == "learned":
+        return 0.0
     started = synchronised_clock(runtime.device)
     fix_first_filters(model, normalise(data.train_images[:WHITENED_BY], recipe.mean, recipe.std))
     return synchronised_clock(runtime.device) - started
