@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
-import recipes
+from mnist_accel import models
 from mnist_accel.errors import UserError
 from mnist_accel.models import build_model
 from mnist_accel.phase import PHASES
@@ -32,8 +32,6 @@ from mnist_accel.profiling.summary import ProfileSummary, RankTimes, as_json, su
 from mnist_accel.profiling.timeline import BACKWARD_NODE
 from mnist_accel.profiling.trace_file import Event, find_traces, read_trace
 from mnist_accel.profiling.verdict import Part, adding_up, find_verdict, sentence
-
-RECIPES = recipes.names()
 
 
 def traced(
@@ -80,10 +78,10 @@ def traced(
     return path, profiler
 
 
-@pytest.fixture(scope="module", params=RECIPES)
-def of_recipe(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Analysis, profile]:
+@pytest.fixture(scope="module", params=models.names())
+def of_network(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Analysis, profile]:
     torch.manual_seed(0)
-    network = build_model(recipes.load(request.param).model, 0.1).to(memory_format=torch.channels_last)
+    network = build_model(request.param, 0.1).to(memory_format=torch.channels_last)
     path, profiler = traced(network, tmp_path_factory.mktemp(request.param))
     return network, analyse(read_trace(path)), profiler
 
@@ -91,8 +89,8 @@ def of_recipe(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[n
 # Attribution
 
 
-def test_there_is_a_row_for_every_convolution_under_its_module_s_name(of_recipe: Any) -> None:
-    network, analysis, _ = of_recipe
+def test_there_is_a_row_for_every_convolution_under_its_module_s_name(of_network: Any) -> None:
+    network, analysis, _ = of_network
     modules = {name: module for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
     assert [row.place.module for row in analysis.convolutions] == list(modules)
     for row, module in zip(analysis.convolutions, modules.values(), strict=True):
@@ -103,8 +101,8 @@ def test_there_is_a_row_for_every_convolution_under_its_module_s_name(of_recipe:
         assert row.forward_us > 0 and row.backward_us > 0
 
 
-def test_layers_add_up_to_the_profiler_s_own_totals(of_recipe: Any) -> None:
-    _, analysis, profiler = of_recipe
+def test_layers_add_up_to_the_profiler_s_own_totals(of_network: Any) -> None:
+    _, analysis, profiler = of_network
     totals = {event.key: event.cpu_time_total for event in profiler.key_averages()}
     forward = sum(row.forward_us for row in analysis.convolutions)
     backward = sum(row.backward_us for row in analysis.convolutions)
@@ -112,9 +110,9 @@ def test_layers_add_up_to_the_profiler_s_own_totals(of_recipe: Any) -> None:
     assert backward == pytest.approx(totals["autograd::engine::evaluate_function: ConvolutionBackward0"], rel=0.05)
 
 
-def test_backward_time_is_that_of_the_node_with_the_call_s_number(of_recipe: Any) -> None:
+def test_backward_time_is_that_of_the_node_with_the_call_s_number(of_network: Any) -> None:
     """Read once more, by hand: the nodes come in the opposite order of the layers."""
-    _, analysis, profiler = of_recipe
+    _, analysis, profiler = of_network
     nodes = [e for e in profiler.events() if e.name == "autograd::engine::evaluate_function: ConvolutionBackward0"]
     nodes.sort(key=lambda event: event.time_range.start)
     layers = len(analysis.convolutions)
@@ -124,8 +122,8 @@ def test_backward_time_is_that_of_the_node_with_the_call_s_number(of_recipe: Any
         assert row.backward_us == pytest.approx(by_hand, rel=0.05)
 
 
-def test_phases_and_parts_each_account_for_the_whole_step(of_recipe: Any) -> None:
-    _, analysis, _ = of_recipe
+def test_phases_and_parts_each_account_for_the_whole_step(of_network: Any) -> None:
+    _, analysis, _ = of_network
     assert sum(analysis.phases.values()) == pytest.approx(analysis.total_us, rel=1e-6)
     assert sum(analysis.parts.values()) == pytest.approx(analysis.total_us, rel=1e-6)
     assert {"forward", "loss", "backward", "optimizer"} <= set(analysis.phases) <= {*PHASES, "outside of these"}
@@ -136,8 +134,8 @@ def test_phases_and_parts_each_account_for_the_whole_step(of_recipe: Any) -> Non
     assert by_kind["other layers"] > 0 and by_kind["optimizer"] > 0 and by_kind["loss"] > 0
 
 
-def test_the_first_convolution_has_no_input_gradient_and_the_others_have(of_recipe: Any) -> None:
-    _, analysis, _ = of_recipe
+def test_the_first_convolution_has_no_input_gradient_and_the_others_have(of_network: Any) -> None:
+    _, analysis, _ = of_network
     first, *others = analysis.convolutions
     assert first.input_flop == 0 and first.weight_flop == first.forward_flop > 0
     assert all(row.input_flop == row.weight_flop == row.forward_flop > 0 for row in others)
@@ -680,8 +678,8 @@ def test_percentages_add_up_to_100_whatever_the_times() -> None:
     assert adding_up([]) == [] and adding_up([0.0]) == [0]
 
 
-def test_the_verdict_names_the_largest_part(of_recipe: Any) -> None:
-    _, analysis, _ = of_recipe
+def test_the_verdict_names_the_largest_part(of_network: Any) -> None:
+    _, analysis, _ = of_network
     names = [f"conv{number + 1}" for number in range(len(analysis.convolutions))]
     said = find_verdict(analysis, names)
     assert sum(part.percent for part in said.parts) == 100
