@@ -348,6 +348,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     (tmp_path / "evidence").mkdir()
     place.keep(onepoch, a_seed(0, 98.6), a_seed(1, 98.4, None))
     place.keep(tuned, a_seed(0, 98.7, None))
+    place.rewrite("onepoch_tuned", '"threads": 1', '"threads": 2')
     marks = "".join(f"<!-- evidence: {name} -->\n<!-- end of evidence -->\n" for name in ("documented", "tuned"))
     place.readme.write_text(f"# Before\n{marks}After\n")
     monkeypatch.setattr(recipes, "EVIDENCE", tmp_path / "evidence")
@@ -369,9 +370,9 @@ def test_tables_are_made_of_evidence_alone(place: Place, capsys: pytest.CaptureF
         f"| {ONEPOCH} | ≥ 98.13 | **98.50** ± 0.14 | 97.23 to 99.77 | 98.40 | 2 | 4.0 (1 seed) | 4.0 |",
         "| `is3` | 144,833 parameters, 50 epochs, one class | ≥ 99.9 | not measured |  |  |  |  |  |",
         "| `onepoch_tuned` | 9,606 parameters, 1 epoch | `onepoch` 98.50 | **98.70** |  | 98.70 | 1 | not alone |  |",
-        "Measured on a cpu, 2 cores, torch 2.13, device cpu, threads 1.",
+        "Measured on a cpu, 2 cores, torch 2.13, device cpu, threads 1 or 2.",
     ):
-        assert row in text.splitlines() and row in said.out.splitlines()
+        assert text.splitlines().count(row) == said.out.splitlines().count(row) == 1
     shifted = replace(place.sound[3][0], test_shifts=1)
     assert network_of(shifted, 9) == "9 parameters, 50 epochs, one class, scored with shifts of 1 pixel"
     place.keep(place.sound[2][0], a_seed(0))

@@ -79,11 +79,14 @@ def wrong_measured(recipe: Recipe, found: Evidence | None, file: str) -> str | N
 
 
 def tables_of(sound: Sequence[tuple[Recipe, int]], evidence: Mapping[str, Evidence]) -> dict[str, str]:
-    """Markdown by name, those with rows. ``sound``: every recipe with the parameters of its network. One of somebody's
-    own that nobody has measured is in none: what stands in the README must not depend on it."""
+    """Markdown by name, those with rows; the last one says where all of it was measured.
+
+    ``sound``: every recipe with the parameters of its network. One of somebody's own that nobody has measured is in
+    none: what stands in the README must not depend on it.
+    """
     names = [recipe.name for recipe, _ in sound]
     rows: dict[str, list[list[str]]] = {table: [] for table in COLUMNS}
-    shown: dict[str, list[Evidence]] = {table: [] for table in COLUMNS}
+    shown: list[Evidence] = []
     for recipe, params in sound:
         table, found = table_of(recipe, names), evidence.get(recipe.name)
         if table == "own" and found is None:
@@ -94,10 +97,11 @@ def tables_of(sound: Sequence[tuple[Recipe, int]], evidence: Mapping[str, Eviden
             cells.append(shown_original(original, evidence) if original else documented(recipe))
         cells += figures_of(summarise(found.seeds)) if found else ["not measured", *[""] * (len(FIGURES) - 1)]
         rows[table].append(cells)
-        shown[table] += [found] if found else []
-    return {
-        table: as_markdown(COLUMNS[table], rows[table]) + places_of(shown[table]) for table in COLUMNS if rows[table]
-    }
+        shown += [found] if found else []
+    tables = {table: as_markdown(COLUMNS[table], rows[table]) for table in COLUMNS if rows[table]}
+    if tables:
+        tables[list(tables)[-1]] += places_of(shown)
+    return tables
 
 
 def network_of(recipe: Recipe, params: int) -> str:
@@ -139,20 +143,20 @@ def as_markdown(third: str, rows: Sequence[Sequence[str]]) -> str:
 
 def places_of(measured: Sequence[Evidence]) -> str:
     """A time says nothing without its machine."""
-    places = [
-        MACHINE_LINE.format(
+    threads: dict[str, set[int]] = {}
+    for under in (under for found in measured for under in found.circumstances):
+        place = MACHINE_LINE.format(
             cpu=under.machine.cpu,
             cores=under.machine.cores,
             torch=under.versions.get("torch", "unknown"),
             device=under.device,
-            threads=under.threads,
+            threads="{}",
         )
-        + ("" if under.precision == "fp32" else f", {under.precision}")
-        + ("" if under.world_size == 1 else f", {under.world_size} processes")
-        for found in measured
-        for under in found.circumstances
-    ]
-    line = f"Measured on {'; '.join(dict.fromkeys(places))}."
+        place += "" if under.precision == "fp32" else f", {under.precision}"
+        place += "" if under.world_size == 1 else f", {under.world_size} processes"
+        threads.setdefault(place, set()).add(under.threads)
+    places = [place.format(" or ".join(map(str, sorted(numbers)))) for place, numbers in threads.items()]
+    line = f"Measured on {'; '.join(places)}."
     return "\n" + textwrap.fill(line, 120, break_on_hyphens=False) + "\n" if places else ""
 
 
