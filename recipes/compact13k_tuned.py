@@ -1,0 +1,33 @@
+"""`compact13k_tuned`: the network of `compact13k` and its twenty epochs, in our own regime.
+
+Changed, each chosen on 5,000 held-out training images in a bare loop of the same parts, one seed:
+- AdamW with memories 0.8 and 0.95, lr 0.01 in straight lines up and down, batch 128, label smoothing 0.1; no dropout,
+  but a rotation of 10°, 8 % of translation, 10 % of size and a slant of 5°: 99.42 % (5 epochs of it: 99.16).
+- Each test image is scored five times, as it is and shifted by one pixel each way: 99.52 %.
+"""
+
+from dataclasses import replace
+
+from mnist_accel.recipe import Claim
+from recipes import compact13k
+
+RECIPE = replace(
+    compact13k.RECIPE,
+    name="compact13k_tuned",
+    batch_size=128,
+    optimizer="adamw",
+    lr=0.01,
+    beta1=0.8,
+    beta2=0.95,
+    weight_decay=0.05,
+    schedule="linear",
+    label_smoothing=0.1,
+    dropout=0.0,
+    rotation=10,
+    translation=0.08,
+    scale=0.1,
+    shear=5,
+    test_shifts=1,
+    claims=(Claim(metric="parameters", relation="=", value=13_808, note="its original's"),),
+    measured=None,
+)
