@@ -37,17 +37,28 @@ def a_job_of_two(run_launch: Launch, folder: Path, change: str, *words: str) -> 
     return ended.returncode, ended.stdout, ended.stderr
 
 
+OTHER_DATA = """
+from dataclasses import replace
+from mnist_accel.runs import run
+load = run.load_dataset
+run.load_dataset = lambda *words: replace(load(*words), checksum=f"0{RANK}" * 32)
+"""
+
+
 @pytest.mark.slow
-def test_ranks_that_hold_different_data_refuse_to_train(run_launch: Launch, tmp_path: Path) -> None:
-    change = (
-        "from dataclasses import replace\n"
-        "from mnist_accel.runs import run\nload = run.load_dataset\n"
-        "run.load_dataset = lambda *words: replace(load(*words), checksum=f'0{RANK}' * 32)"
-    )
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (OTHER_DATA, "error: dataset: the processes hold different data. Give every machine the same MNIST "),
+        ("sys.argv.append(f'seed={RANK}')", "error: seed: the processes were asked for different ones. Give every "),
+    ],
+    ids=["data", "seed"],
+)
+def test_ranks_that_would_train_otherwise_refuse_to(run_launch: Launch, tmp_path: Path, change: str, said: str) -> None:
     words = ("recipe=onepoch", "dataset=synthetic", "threads=1", "dry_run=true", f"out={tmp_path / 'run'}")
     code, out, err = a_job_of_two(run_launch, tmp_path, change, *words)
     assert code != 0 and "recipe " not in out
-    assert err.count("error: dataset: the processes hold different data. Give every machine the same MNIST ") == 1
+    assert err.count(said) == 1, err
     assert not (tmp_path / "run").exists()
 
 
