@@ -1,0 +1,31 @@
+"""`is3_tuned`: the network of `is3` and its fifty epochs, in our own regime.
+
+Changed, chosen on 10,000 held-out training images in a bare loop of the same parts, fifteen epochs, one seed each, by
+their cross-entropy in thousandths, since a hundredth of a percent is one image there:
+- AdamW, lr 0.004 in straight lines up and down, batch 128, weight decay 0.3, memories 0.9 and 0.99, dropout 0.3, a
+  slant of 5° besides `is3`'s augmentation, and no weight average: 99.91 % (2.6), where `is3` has 99.87 after 20 to 25.
+- Weight decay 1: 99.87 (5.0); 0.05 with lr 0.002 and batch 64: 99.90 (2.9). Less augmentation (7°, 7 %): 99.89 (3.3);
+  more (15°, size by 20 %, a slant of 10°): 99.85 (4.7).
+- Scoring shifted images as well changes one image in 10,000 either way: it is left out.
+"""
+
+from dataclasses import replace
+
+from mnist_accel.recipe import Claim
+from recipes import is3
+
+RECIPE = replace(
+    is3.RECIPE,
+    name="is3_tuned",
+    batch_size=128,
+    optimizer="adamw",
+    lr=0.004,
+    beta2=0.99,
+    weight_decay=0.3,
+    schedule="linear",
+    ema=0.0,
+    dropout=0.3,
+    shear=5,
+    claims=(Claim(metric="parameters", relation="=", value=144_833, note="its original's"),),
+    measured=None,
+)
