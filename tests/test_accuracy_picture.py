@@ -11,8 +11,9 @@ import pytest
 import recipes
 from mnist_accel.errors import UserError
 from mnist_accel.pages import accuracy_picture as drawing
-from mnist_accel.pages.accuracy_picture import NARROW, WIDE, Box, Point, picture
+from mnist_accel.pages.accuracy_picture import NARROW, WIDE, Point, picture
 from mnist_accel.pages.accuracy_points import our_points, picture_of, their_points
+from mnist_accel.pages.label_places import Box, Line, around, cut
 from mnist_accel.runs.evidence import Circumstances, Epoch, Evidence, Seed
 from mnist_accel.runs.sources import Source, read_sources
 from mnist_accel.training.state import Positive
@@ -146,7 +147,7 @@ def labels_of(
     x = drawing.spread([value for value, _ in shown], left, right)
     at = [drawing.Place(x(value), y(point.accuracy), point) for value, point in shown]
     room = Box(left, type_.top, right, type_.bottom)
-    marks = [drawing.around(one.x, one.y, type_.dot) for one in at]
+    marks = [around(one.x, one.y, type_.dot) for one in at]
     return [label.box for label in drawing.labels(at, y, axis, room, type_)], marks
 
 
@@ -158,8 +159,8 @@ def labels_of(
         ((0, 0, 4, 4), (0, 10, 10, 0), False),
     ],
 )
-def test_lines_meet_between_their_ends(one: drawing.Line, other: drawing.Line, met: bool) -> None:
-    assert drawing.cut(one, other) is drawing.cut(other, one) is met
+def test_lines_meet_between_their_ends(one: Line, other: Line, met: bool) -> None:
+    assert cut(one, other) is cut(other, one) is met
 
 
 # From the files

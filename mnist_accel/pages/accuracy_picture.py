@@ -4,13 +4,12 @@ It is drawn twice into the same frame: for a page's width with a name at every p
 where only those names stand that find room. The file's own style shows the one that fits.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import NamedTuple
 
 from mnist_accel.pages.charts import Scale
+from mnist_accel.pages.label_places import Box, Desk, Line, around, shortened, width_of
 from mnist_accel.pages.page import Html, joined, tag
 
 WIDTH, HEIGHT = 960, 560
@@ -19,29 +18,6 @@ LEAST_ERROR = 0.005  # half an image of 10,000: a log scale has no room for none
 USUAL_MACHINE = "2 CPU cores"  # the others are named at their points
 KNEE = 2.0  # percent wrong: where most of the networks begin
 BELOW_KNEE = 0.45  # of the room that a log scale would give to those that are wrong more often
-LETTER = 0.58  # of the type's size: how wide a letter of an unknown font is taken to be
-DIRECTIONS = (
-    0,
-    180,
-    30,
-    -30,
-    150,
-    -150,
-    60,
-    -60,
-    120,
-    -120,
-    90,
-    -90,
-    15,
-    -15,
-    165,
-    -165,
-    75,
-    -75,
-    105,
-    -105,
-)  # degrees, the likeliest first
 STYLE = """
 svg { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Noto Sans", sans-serif; }
 .paper { fill: #fcfbf9; } text { fill: #1f2328; } .quiet { fill: #646a73; } .grid { stroke: #e7e3dc; }
@@ -70,32 +46,6 @@ class Point:
     ours: bool = False
     where: str = ""
     how: str = ""
-
-
-class Box(NamedTuple):
-    left: float
-    top: float
-    right: float
-    bottom: float
-
-    def meets(self, other: "Box", gap: float = 0.0) -> bool:
-        return (
-            self.left < other.right + gap
-            and other.left < self.right + gap
-            and self.top < other.bottom + gap
-            and other.top < self.bottom + gap
-        )
-
-    def is_inside(self, room: "Box") -> bool:
-        return (
-            room.left <= self.left and self.right <= room.right and room.top <= self.top and self.bottom <= room.bottom
-        )
-
-    def nearest(self, x: float, y: float) -> tuple[float, float]:
-        return min(max(x, self.left), self.right), min(max(y, self.top), self.bottom)
-
-
-Line = tuple[float, float, float, float]
 
 
 class Place(NamedTuple):
@@ -240,7 +190,7 @@ def legend(type_: Type) -> Html:
         point = Point(text, 1, None, 99.0, honest=honest, ours=ours)
         parts.append(mark(Place(at + type_.dot, height, point), type_))
         parts.append(words(text, at + 2.8 * type_.dot, height, "start", dy="0.35em"))
-        at += 2.8 * type_.dot + width_of(text, type_) + 2 * type_.size
+        at += 2.8 * type_.dot + width_of(text, type_.size) + 2 * type_.size
     return joined(lines(*parts))
 
 
@@ -283,7 +233,8 @@ def written(label: Label, type_: Type) -> Html:
 
 def labels(at: Sequence[Place], y: Height, axis: Axis, room: Box, type_: Type) -> Iterator[Label]:
     """One for each name, ours first, each in the nearest place that is free; none where there is none."""
-    desk = Desk(room, [around(place.x, place.y, type_.dot + 1) for place in at])
+    dots = [around(place.x, place.y, type_.dot + 1) for place in at]
+    desk = Desk(room, dots, type_.size, type_.dot, type_.dense)
     desk.taken += [bar_box(place, y, type_) for place in at if place.point.interval]
     named = set()
     for px, py, point in sorted(at, key=lambda place: (not place.point.ours, not place.point.honest, place.y, place.x)):
@@ -293,106 +244,17 @@ def labels(at: Sequence[Place], y: Height, axis: Axis, room: Box, type_: Type) -
         text = point.name
         if axis.names_machine and point.where not in ("", USUAL_MACHINE) and type_.dense:
             text += f" ({point.where})"
-        found = desk.find(px, py, text, type_)
+        found = desk.find(px, py, text)
         if found:
             box, lead = found
             anchor = "start" if box.left > px else "end" if box.right < px else "middle"
             yield Label(text, box, anchor, shortened(lead, type_.dot + 1) if lead else None, point.ours)
 
 
-class Desk:
-    """A panel with what lies on it already."""
-
-    def __init__(self, room: Box, dots: Sequence[Box]):
-        self.room = room
-        self.dots = list(dots)
-        self.taken = list(dots)
-        self.labels: list[Box] = []
-        self.leads: list[Line] = []
-
-    def find(self, px: float, py: float, text: str, type_: Type) -> tuple[Box, Line | None] | None:
-        """The nearest free place, taken. Where every line to one would cross something, a line may."""
-        own = around(px, py, type_.dot + 1)
-        for strict in (True, False)[: 1 + type_.dense]:
-            for box, stands_off in places(px, py, text, type_):
-                lead = (px, py, *box.nearest(px, py)) if stands_off else None
-                if self.has_room(box, lead, own, strict):
-                    self.take(box, lead)
-                    return box, lead
-        return None
-
-    def has_room(self, box: Box, lead: Line | None, own: Box, strict: bool) -> bool:
-        if not box.is_inside(self.room) or any(box.meets(other, 1.5) for other in self.taken):
-            return False
-        if any(crosses(other, box) for other in self.leads):
-            return False
-        if lead is None or not strict:
-            return True
-        in_the_way = [*(dot for dot in self.dots if dot != own), *self.labels]
-        return not any(crosses(lead, other) for other in in_the_way) and not any(cut(lead, one) for one in self.leads)
-
-    def take(self, box: Box, lead: Line | None) -> None:
-        self.taken.append(box)
-        self.labels.append(box)
-        if lead:
-            self.leads.append(lead)
-
-
 def bar_box(place: Place, y: Height, type_: Type) -> Box:
     assert place.point.interval is not None
     low, high = place.point.interval
     return Box(place.x - type_.dot, y(high), place.x + type_.dot, y(low))
-
-
-def places(px: float, py: float, text: str, type_: Type) -> Iterator[tuple[Box, bool]]:
-    """Boxes around a point, the nearest first, and whether one stands off and needs a line to its point."""
-    width, height = width_of(text, type_), 1.15 * type_.size
-    for step in range(24 if type_.dense else 3):
-        distance = type_.dot + 4 + step * 0.7 * type_.size
-        for degrees in DIRECTIONS:
-            angle = math.radians(degrees)
-            x = px + math.cos(angle) * (distance + width / 2)
-            y = py - math.sin(angle) * (distance + height / 2)
-            yield Box(x - width / 2, y - height / 2, x + width / 2, y + height / 2), step > 0
-        for share, side in product((0.25, 0.75, 0.0, 1.0), (-1, 1)):  # above and below, further left or right
-            left, y = px - share * width, py + side * (distance + height / 2)
-            yield Box(left, y - height / 2, left + width, y + height / 2), step > 0
-
-
-def around(px: float, py: float, reach: float) -> Box:
-    return Box(px - reach, py - reach, px + reach, py + reach)
-
-
-def crosses(line: Line, box: Box) -> bool:
-    """Looked at in fortieths of the line, which is shorter than forty of the smallest mark."""
-    x1, y1, x2, y2 = line
-    for step in range(40):
-        x, y = x1 + (x2 - x1) * step / 40, y1 + (y2 - y1) * step / 40
-        if box.left < x < box.right and box.top < y < box.bottom:
-            return True
-    return False
-
-
-def cut(one: Line, other: Line) -> bool:
-    """Whether two lines meet between their ends."""
-
-    def side(line: Line, x: float, y: float) -> float:
-        x1, y1, x2, y2 = line
-        return (x2 - x1) * (y - y1) - (y2 - y1) * (x - x1)
-
-    return side(one, *other[:2]) * side(one, *other[2:]) < 0 and side(other, *one[:2]) * side(other, *one[2:]) < 0
-
-
-def shortened(line: Line, by: float) -> Line:
-    """From the point's edge, not from its middle."""
-    x1, y1, x2, y2 = line
-    length = math.hypot(x2 - x1, y2 - y1)
-    share = min(by / length, 1.0) if length else 0.0
-    return x1 + (x2 - x1) * share, y1 + (y2 - y1) * share, x2, y2
-
-
-def width_of(text: str, type_: Type) -> float:
-    return LETTER * type_.size * len(text)
 
 
 # Scales and words

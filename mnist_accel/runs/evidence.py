@@ -38,7 +38,7 @@ NOT_SHARED = (
     "profile",
     "tracker",
 )
-NOT_LEARNING = ("name", "claims", "measured", "seed")
+NOT_HASHED = ("name", "claims", "measured", "seed")
 Percent = Annotated[float, Field(ge=0, le=100)]
 Seconds = Annotated[float, Field(ge=0)]
 
@@ -161,7 +161,7 @@ def hash_of(recipe: Recipe) -> str:
     settings = {
         field.name: getattr(recipe, field.name)
         for field in fields(recipe)
-        if field.name not in NOT_LEARNING and (field.default is MISSING or getattr(recipe, field.name) != field.default)
+        if field.name not in NOT_HASHED and (field.default is MISSING or getattr(recipe, field.name) != field.default)
     }
     shapes = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
     return hashlib.sha256(json.dumps([settings, shapes, str(network)], sort_keys=True).encode()).hexdigest()
