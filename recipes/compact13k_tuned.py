@@ -4,11 +4,14 @@ Changed, each chosen on 5,000 held-out training images in a bare loop of the sam
 - AdamW with memories 0.8 and 0.95, lr 0.01 in straight lines up and down, batch 128, label smoothing 0.1; no dropout,
   but a rotation of 10°, 8 % of translation, 10 % of size and a slant of 5°: 99.42 % (5 epochs of it: 99.16).
 - Each test image is scored five times, as it is and shifted by one pixel each way: 99.52 %.
+
+Measured on the test images, mean of 3 seeds: 99.56 ± 0.03 % (`compact13k`: 99.38), by
+    python -m mnist_accel verify recipe=compact13k_tuned threads=1 seeds=3
 """
 
 from dataclasses import replace
 
-from mnist_accel.recipe import Claim
+from mnist_accel.recipe import Claim, Measured
 from recipes import compact13k
 
 RECIPE = replace(
@@ -29,5 +32,10 @@ RECIPE = replace(
     shear=5,
     test_shifts=1,
     claims=(Claim(metric="parameters", relation="=", value=13_808, note="its original's"),),
-    measured=None,
+    measured=Measured(
+        accuracy=99.56,
+        seeds=3,
+        spread=0.03,
+        command="python -m mnist_accel verify recipe=compact13k_tuned threads=1 seeds=3",
+    ),
 )
