@@ -38,7 +38,7 @@ BENCHES = {
     "start": ("pairs=5",),
     "loader": ("pairs=3",),
 }
-OF_EVERY_RECIPE = ("epoch", "engine", "precision")
+OF_EVERY_NETWORK = ("epoch", "engine", "precision")
 FIRST = "onepoch"
 TESTS = "tests"
 
@@ -169,7 +169,7 @@ def pieces(part: str, dataset: str) -> list[Piece]:
 
     # By its name, so that no child tries a download again that has failed; and drawn once, if it has to be.
     words = (f"dataset={load_dataset(dataset).name}",)
-    names = sorted(recipes.names(), key=lambda name: name != FIRST)
+    names = sorted(recipes.one_a_network(), key=lambda name: name != FIRST)
     found = [
         Piece("profile", f"profile {name} {precision}", profiled(name, precision, words))
         for precision in precisions_of(torch.device("cuda"))
@@ -178,7 +178,7 @@ def pieces(part: str, dataset: str) -> list[Piece]:
     found += [
         Piece("bench", f"bench {subject} {name}", benched(subject, name, words))
         for name in names
-        for subject in (BENCHES if name == FIRST else OF_EVERY_RECIPE)
+        for subject in (BENCHES if name == FIRST else OF_EVERY_NETWORK)
     ]
     return [piece for piece in found if part in ("all", piece.part)]
 

@@ -1,4 +1,4 @@
-"""Distributed and accelerated MNIST training: five published systems as recipes, one training loop."""
+"""Distributed and accelerated MNIST training: recipes of five published systems and our own, one training loop."""
 
 from __future__ import annotations
 

@@ -20,6 +20,12 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
 
 
+def one_a_network() -> list[str]:
+    """Of the recipes that share a network the first by name: for what only the network decides."""
+    first = {load(name).model: name for name in reversed(names())}
+    return sorted(first.values())
+
+
 def load(name: str) -> Recipe:
     """UserError, one line with file, field and remedy, where the file holds no sound recipe of its own name."""
     file = FOLDER / f"{name}.py"

@@ -1,13 +1,15 @@
-"""`under2k`: fewer than 2,000 parameters in forty epochs. Our own network.
+"""`under2k`: fewer than 2,000 parameters in forty epochs. Our own network; its goal were 99.15 %.
 
-Choices, made on 5,000 held-out training images in a bare loop of the same parts, one seed each, scored with shifts:
-- Separable convolutions of 17 channels: 99.00 % after six epochs. With batch norm inside them, and so 16 channels
-  (1,898 parameters), 98.80; the first one at the image's full size (1,938), 98.84; kernels of 5×5 in one or two of
-  three (1,862 and 1,878), 98.28 and 98.82; five plain convolutions of 6 to 8 channels (1,788), 97.9 after eight.
-- AdamW, lr 0.01, memories 0.9 and 0.99, label smoothing 0.05: 99.06 % after all forty. With batch norm inside, lr 0.02
-  and memories of 0.8 and 0.95 99.12, lr 0.04 without smoothing 99.04: no difference, and little of it is owed to the
-  number of epochs, since the last of these had 99.12 after six.
-- Half the augmentation of `under8k`: so few weights do not learn images by heart.
+Choices, made on 5,000 held-out training images in a bare loop of the same parts, which is not kept; one seed each,
+scored with shifts:
+- Separable convolutions of 17 channels, tried for six epochs at lr 0.02 with memories 0.8 and 0.95: 99.00 %. With batch
+  norm inside them, and so 16 channels (1,898 parameters), 98.80; then with 5×5 kernels in the first of four (1,878)
+  98.82, in all of three (1,862) 98.28; a first one at the image's full size (1,938) 98.84. Four plain convolutions of 6
+  to 8 channels (1,788; eight epochs, two seeds) 97.9.
+- All forty epochs at lr 0.01 with memories 0.9 and 0.99, which the recipe has: 99.06. The network with batch norm
+  inside, at the settings above, went from 98.80 after six to 99.12 after forty; at lr 0.04 without label smoothing from
+  99.12 to 99.04. Three images are 0.06 points: nothing here tells these three apart.
+- Half the augmentation of `under8k`, as a guess: no other was tried.
 - Each test image is scored five times, as it is and shifted by one pixel each way: 0.2 to 0.4 points.
 """
 

@@ -1,14 +1,14 @@
-"""`under8k`: fewer than 8,000 parameters in twenty epochs. Our own network.
+"""`under8k`: fewer than 8,000 parameters in twenty epochs. Our own network; its goal were 99.50 %.
 
-Choices, made on held-out training images in a bare loop of the same parts, one seed each; without a number of epochs
-10,000 images held out, ten epochs, scored with shifts:
-- Separable convolutions, for which 8,000 weights are enough for 40 channels. With the first one at the image's full
-  size 99.46 %; one convolution straight to 16 channels there, the others at half the size, 99.38 (lr 0.008). With
-  5,000 held out, six epochs, two seeds, without shifts: 99.24 with 3×3 kernels throughout (6,122 parameters), 99.28
-  with 5×5 (one seed), 99.18 to 99.22 with plain convolutions of 8 to 24 channels.
-- AdamW, lr 0.01 with memories 0.9 and 0.99: 99.46; 0.02 with 0.8 and 0.95: 99.44.
-- Rotation of 10°, 8 % of translation, 10 % of size, a slant of 5°. More (15°, 10 %, 15 %, 10°) loses 0.05 points;
-  label smoothing of 0 or 0.1 is within 0.02.
+Choices, made on held-out training images in a bare loop of the same parts, which is not kept, one seed each:
+- With 10,000 held out, ten epochs, scored with shifts, this network has 99.46 %; at lr 0.02 with memories 0.8 and 0.95
+  in place of 0.01 with 0.9 and 0.99 99.44. All twenty epochs were not tried there.
+- Its forerunner has one convolution to 16 channels at full size, four separable ones at half of it, and batch norm
+  inside these (7,914 parameters): 99.38 at lr 0.008 with 0.9 and 0.99, 99.33 at 0.02 with 0.8 and 0.95. Then label
+  smoothing of 0 in place of 0.1 has 99.32, and more augmentation (15°, 10 %, 15 %, a slant of 10°) 99.28.
+- Before that, with 5,000 held out, six epochs, two seeds, without shifts: the forerunner 99.28 (one seed), with 3×3
+  kernels 99.24 (6,122 parameters) and 99.20 (7,442, wider, one seed); plain convolutions of 8 to 24 channels 99.18 to
+  99.22; a first kernel of 5×5 at stride 2 98.78.
 - Each test image is scored five times, as it is and shifted by one pixel each way: 0.1 points.
 """
 

@@ -20,7 +20,7 @@ from benchmarks.children import run_python
 from benchmarks.stock_networks import STOCK_NETWORKS
 from benchmarks.turns import Comparison, Ratio
 from mnist_accel import __main__ as verbs
-from mnist_accel import commands, models
+from mnist_accel import commands
 from mnist_accel.commands import bench
 from mnist_accel.data.augment import draw_warps
 from mnist_accel.data.batches import normalise
@@ -100,7 +100,7 @@ def test_our_order_of_layers_gives_the_documented_outputs_and_gradients(name: st
         torch.testing.assert_close(mine, theirs)
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", recipes.one_a_network())
 def test_engine_and_bare_loop_run_every_network(name: str, runtime: Runtime, data: Dataset) -> None:
     said: list[str] = []
     comparison = compare.engine(recipes.load(name), runtime, data, pairs=1, steps=1, say=said.append)

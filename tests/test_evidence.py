@@ -348,7 +348,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     (tmp_path / "evidence").mkdir()
     place.keep(onepoch, a_seed(0, 98.6), a_seed(1, 98.4, None))
     place.keep(tuned, a_seed(0, 98.7, None))
-    place.rewrite("onepoch_tuned", '"threads": 1', '"threads": 2')
+    for old, new in (("fp32", "bf16"), ('"world_size": 1', '"world_size": 2'), ('"threads": 1', '"threads": 2')):
+        place.rewrite("onepoch_tuned", old, new)
     marks = "".join(f"<!-- evidence: {name} -->\n<!-- end of evidence -->\n" for name in ("documented", "tuned"))
     place.readme.write_text(f"# Before\n{marks}After\n")
     monkeypatch.setattr(recipes, "EVIDENCE", tmp_path / "evidence")
@@ -356,6 +357,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.setattr(recipes, "survey", lambda: (place.sound, []))
     assert evidence_verb.main(["write=true"]) == 0
     return place
+
+
+PLACE = "a cpu, 2 cores, torch 2.13, device cpu"
 
 
 def test_tables_are_made_of_evidence_alone(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -370,7 +374,8 @@ def test_tables_are_made_of_evidence_alone(place: Place, capsys: pytest.CaptureF
         f"| {ONEPOCH} | ≥ 98.13 | **98.50** ± 0.14 | 97.23 to 99.77 | 98.40 | 2 | 4.0 (1 seed) | 4.0 |",
         "| `is3` | 144,833 parameters, 50 epochs, one class | ≥ 99.9 | not measured |  |  |  |  |  |",
         "| `onepoch_tuned` | 9,606 parameters, 1 epoch | `onepoch` 98.50 | **98.70** |  | 98.70 | 1 | not alone |  |",
-        "Measured on a cpu, 2 cores, torch 2.13, device cpu, threads 1 or 2.",
+        f"Timed on {PLACE}, threads 1; not alone on {PLACE}, threads",
+        "2, bf16, 2 processes.",
     ):
         assert text.splitlines().count(row) == said.out.splitlines().count(row) == 1
     shifted = replace(place.sound[3][0], test_shifts=1)

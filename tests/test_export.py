@@ -19,7 +19,6 @@ from test_report import a_result
 
 import mnist_accel
 import recipes
-from mnist_accel import models
 from mnist_accel.commands import export as verb
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.errors import UserError
@@ -70,7 +69,7 @@ def test_an_exported_network_gives_the_original_s_outputs_and_its_card_s_lines_r
 
 @needs_onnx
 @pytest.mark.slow
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", recipes.one_a_network())
 def test_every_network_can_be_exported(name: str, tmp_path: Path, tiny: Dataset) -> None:
     recipe = recipes.load(name)
     path = tmp_path / "model.safetensors"

@@ -106,8 +106,8 @@ def test_a_step_asks_the_device_nothing(fit: Fit, runtime: Runtime, tiny: Datase
         assert not called & {"_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal", "masked_select"}
 
 
-# Kernels of one step of each recipe at its own settings, ordinary and as a GPU replays it. On a GPU they are what a
-# step of such small networks costs: a change that raises one of these has to be worth it.
+# Kernels of one step of each network at the settings of its recipe, ordinary and as a GPU replays it. On a GPU they are
+# what a step of such small networks costs: a change that raises one of these has to be worth it.
 # Four of them (five with one class) count the correct answers, in place of reading every training image again.
 AT_MOST = {
     "onepoch": (56, 58),

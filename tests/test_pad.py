@@ -105,7 +105,7 @@ def test_a_page_holds_what_it_has_to_shift_and_what_torch_says_of_that() -> None
 
 
 class Own(nn.Module):
-    """No Sequential, its layers not in the order of their calls, with settings that the five networks do not have."""
+    """No Sequential, its layers not in the order of their calls, with settings that our networks do not have."""
 
     def __init__(self, activation: nn.Module):
         super().__init__()

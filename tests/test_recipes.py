@@ -6,14 +6,17 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import Ran
 
 import recipes
 from mnist_accel import models
 from mnist_accel.models import build_model, count_parameters
 
+RunHere = Callable[..., Ran]
 NAMES = recipes.names()
 # The documents' figures, as (metric, relation, value).
 DOCUMENTED = {
@@ -102,6 +105,12 @@ def test_a_recipe_file_is_evidence_and_one_literal(name: str) -> None:
     assert all(isinstance(statement, ast.ImportFrom) for statement in imports)
     assert isinstance(last, ast.Assign) and ast.unparse(last.targets[0]) == "RECIPE"
     assert isinstance(last.value, ast.Call) and ast.unparse(last.value.func) in ("Recipe", "replace")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_settings_of_a_recipe_go_together(name: str, run_here: RunHere) -> None:
+    ran = run_here(f"recipe={name}", "dry_run=true")
+    assert ran.result.recipe == name and ran.result.optimizer_steps > 0
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)

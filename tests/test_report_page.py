@@ -16,7 +16,6 @@ from jobs import Run
 from safetensors.torch import load_file, save_file
 
 import recipes
-from mnist_accel import models
 from mnist_accel.commands import report
 from mnist_accel.data.dataset import load_dataset
 from mnist_accel.errors import TrainingFailed, UserError
@@ -79,7 +78,7 @@ def ran(run_here: RunHere) -> Ran:
     return run_here("recipe=onepoch", "epochs=2", "batch_size=100", "lr=0.01", make_report=report_page.page_of)
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", recipes.one_a_network())
 def test_the_figures_are_those_of_the_result(name: str, run_here: RunHere, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = run_here(f"recipe={name}", "epochs=2", "batch_size=100", make_report=report_page.page_of)
     page = (ran.folder / "report.html").read_text()

@@ -1,4 +1,5 @@
-"""Layers that torch does not have, names for those of a network, and a score that is a mean over shifted images."""
+"""Layers that torch does not have, a block that networks share, names for those of a network, and a score that is a
+mean over shifted images."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -29,6 +30,18 @@ def in_order(*layers: nn.Module) -> nn.Sequential:
         numbers[kind] += 1
         network.add_module(f"{kind}{numbers[kind]}" if kind in several else kind, layer)
     return network
+
+
+def separable_block(in_channels: int, out_channels: int, kernel_size: int, pool: bool = False) -> list[nn.Module]:
+    """A convolution of each channel alone, then one of all channels at each place: of 40 channels into 40 with 5×5
+    kernels 2,600 weights, where one convolution has 40,000. ReLU stands after the pool: the same values, less work."""
+    return [
+        nn.Conv2d(in_channels, in_channels, kernel_size, padding=kernel_size // 2, groups=in_channels, bias=False),
+        nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        *([nn.MaxPool2d(2)] if pool else []),
+        nn.ReLU(inplace=True),
+    ]
 
 
 # Batch norm over the whole global batch, whatever number of processes it is spread over. torch's own works on GPUs

@@ -2,8 +2,7 @@
 
 from torch import nn
 
-from mnist_accel.models.layers import in_order
-from mnist_accel.models.under8k import separable_block
+from mnist_accel.models.layers import in_order, separable_block
 
 
 def under2k(dropout: float = 0.0) -> nn.Sequential:

@@ -2,19 +2,7 @@
 
 from torch import nn
 
-from mnist_accel.models.layers import in_order
-
-
-def separable_block(in_channels: int, out_channels: int, kernel_size: int, pool: bool = False) -> list[nn.Module]:
-    """A convolution of each channel alone, then one of all channels at each place: of 40 channels into 40 with 5×5
-    kernels 2,600 weights, where one convolution has 40,000. ReLU stands after the pool: the same values, less work."""
-    return [
-        nn.Conv2d(in_channels, in_channels, kernel_size, padding=kernel_size // 2, groups=in_channels, bias=False),
-        nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False),
-        nn.BatchNorm2d(out_channels),
-        *([nn.MaxPool2d(2)] if pool else []),
-        nn.ReLU(inplace=True),
-    ]
+from mnist_accel.models.layers import in_order, separable_block
 
 
 def under8k(dropout: float = 0.0) -> nn.Sequential:

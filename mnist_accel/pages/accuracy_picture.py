@@ -233,8 +233,8 @@ def written(label: Label, type_: Type) -> Html:
 
 def labels(at: Sequence[Place], y: Height, axis: Axis, room: Box, type_: Type) -> Iterator[Label]:
     """One for each name, ours first, each in the nearest place that is free; none where there is none."""
-    dots = [around(place.x, place.y, type_.dot + 1) for place in at]
-    desk = Desk(room, dots, type_.size, type_.dot, type_.dense)
+    marks = [around(place.x, place.y, type_.dot + 1) for place in at]
+    desk = Desk(room, marks, type_.size, type_.dot, type_.dense)
     desk.taken += [bar_box(place, y, type_) for place in at if place.point.interval]
     named = set()
     for px, py, point in sorted(at, key=lambda place: (not place.point.ours, not place.point.honest, place.y, place.x)):

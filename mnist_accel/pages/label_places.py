@@ -37,21 +37,21 @@ Line = tuple[float, float, float, float]
 
 
 class Desk:
-    """A panel with what lies on it already: points of radius ``dot``, and texts of ``size``.
+    """A panel with what lies on it already: marks of points, of this ``radius``, and texts of ``size``.
 
     ``dense``: every text is to find a place, however far off its point, and its line may cross others.
     """
 
-    def __init__(self, room: Box, dots: Sequence[Box], size: float, dot: float, dense: bool):
-        self.room, self.size, self.dot, self.dense = room, size, dot, dense
-        self.dots = list(dots)
-        self.taken = list(dots)
+    def __init__(self, room: Box, marks: Sequence[Box], size: float, radius: float, dense: bool):
+        self.room, self.size, self.radius, self.dense = room, size, radius, dense
+        self.marks = list(marks)
+        self.taken = list(marks)
         self.labels: list[Box] = []
         self.leads: list[Line] = []
 
     def find(self, px: float, py: float, text: str) -> tuple[Box, Line | None] | None:
         """The nearest free place, taken. Where every line to one would cross something, a line may."""
-        own = around(px, py, self.dot + 1)
+        own = around(px, py, self.radius + 1)
         for strict in (True, False)[: 1 + self.dense]:
             for box, stands_off in self.places(px, py, text):
                 lead = (px, py, *box.nearest(px, py)) if stands_off else None
@@ -67,7 +67,7 @@ class Desk:
             return False
         if lead is None or not strict:
             return True
-        in_the_way = [*(dot for dot in self.dots if dot != own), *self.labels]
+        in_the_way = [*(mark for mark in self.marks if mark != own), *self.labels]
         return not any(crosses(lead, other) for other in in_the_way) and not any(cut(lead, one) for one in self.leads)
 
     def take(self, box: Box, lead: Line | None) -> None:
@@ -80,7 +80,7 @@ class Desk:
         """Boxes around a point, the nearest first, and whether one stands off and needs a line to its point."""
         width, height = width_of(text, self.size), 1.15 * self.size
         for step in range(24 if self.dense else 3):
-            distance = self.dot + 4 + step * 0.7 * self.size
+            distance = self.radius + 4 + step * 0.7 * self.size
             for degrees in DIRECTIONS:
                 angle = math.radians(degrees)
                 x = px + math.cos(angle) * (distance + width / 2)

@@ -143,21 +143,25 @@ def as_markdown(third: str, rows: Sequence[Sequence[str]]) -> str:
 
 def places_of(measured: Sequence[Evidence]) -> str:
     """A time says nothing without its machine."""
-    threads: dict[str, set[int]] = {}
-    for under in (under for found in measured for under in found.circumstances):
-        place = MACHINE_LINE.format(
-            cpu=under.machine.cpu,
-            cores=under.machine.cores,
-            torch=under.versions.get("torch", "unknown"),
-            device=under.device,
-            threads="{}",
-        )
-        place += "" if under.precision == "fp32" else f", {under.precision}"
-        place += "" if under.world_size == 1 else f", {under.world_size} processes"
-        threads.setdefault(place, set()).add(under.threads)
-    places = [place.format(" or ".join(map(str, sorted(numbers)))) for place, numbers in threads.items()]
-    line = f"Measured on {'; '.join(places)}."
-    return "\n" + textwrap.fill(line, 120, break_on_hyphens=False) + "\n" if places else ""
+    timed: list[str] = []
+    others: list[str] = []
+    for found in measured:
+        for number, under in enumerate(found.circumstances):
+            place = MACHINE_LINE.format(
+                cpu=under.machine.cpu,
+                cores=under.machine.cores,
+                torch=under.versions.get("torch", "unknown"),
+                device=under.device,
+                threads=under.threads,
+            )
+            place += "" if under.precision == "fp32" else f", {under.precision}"
+            place += "" if under.world_size == 1 else f", {under.world_size} processes"
+            has_time = any(seed.under == number and seed.seconds is not None for seed in found.seeds)
+            (timed if has_time else others).append(place)
+    parts = {"Timed": timed, "not alone": others}
+    shown = [f"{kind} on {'; '.join(dict.fromkeys(places))}" for kind, places in parts.items() if places]
+    line = f"{'; '.join(shown)}."
+    return "\n" + textwrap.fill(line[0].upper() + line[1:], 120, break_on_hyphens=False) + "\n" if shown else ""
 
 
 # The README
