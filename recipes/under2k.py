@@ -1,4 +1,4 @@
-"""`under2k`: fewer than 2,000 parameters in forty epochs. Our own network; its goal were 99.15 %.
+"""`under2k`: fewer than 2,000 parameters in forty epochs. Our own network; its goal was 99.15 %.
 
 Choices, made on 5,000 held-out training images in a bare loop of the same parts, which is not kept; one seed each,
 scored with shifts:

@@ -1,4 +1,4 @@
-"""`under8k`: fewer than 8,000 parameters in twenty epochs. Our own network; its goal were 99.50 %.
+"""`under8k`: fewer than 8,000 parameters in twenty epochs. Our own network; its goal was 99.50 %.
 
 Choices, made on held-out training images in a bare loop of the same parts, which is not kept, one seed each:
 - With 10,000 held out, ten epochs, scored with shifts, this network has 99.46 %; at lr 0.02 with memories 0.8 and 0.95
@@ -10,9 +10,13 @@ Choices, made on held-out training images in a bare loop of the same parts, whic
   kernels 99.24 (6,122 parameters) and 99.20 (7,442, wider, one seed); plain convolutions of 8 to 24 channels 99.18 to
   99.22; a first kernel of 5×5 at stride 2 98.78.
 - Each test image is scored five times, as it is and shifted by one pixel each way: 0.1 points.
+
+Measured on the test images, mean of 3 seeds: 99.55 ± 0.03 %, by
+    python -m mnist_accel verify recipe=under8k threads=1 seeds=3
+Published: 99.52 % for 7,918 parameters, best epoch of one run.
 """
 
-from mnist_accel.recipe import Claim, Recipe
+from mnist_accel.recipe import Claim, Measured, Recipe
 
 RECIPE = Recipe(
     name="under8k",
@@ -34,5 +38,8 @@ RECIPE = Recipe(
     claims=(
         Claim(metric="parameters", relation="=", value=7_834),
         Claim(metric="parameters", relation="<", value=8_000, note="budget"),
+    ),
+    measured=Measured(
+        accuracy=99.55, seeds=3, spread=0.03, command="python -m mnist_accel verify recipe=under8k threads=1 seeds=3"
     ),
 )
