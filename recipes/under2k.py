@@ -11,9 +11,13 @@ scored with shifts:
   99.12 to 99.04. Three images are 0.06 points: nothing here tells these three apart.
 - Half the augmentation of `under8k`, as a guess: no other was tried.
 - Each test image is scored five times, as it is and shifted by one pixel each way: 0.2 to 0.4 points.
+
+Measured on the test images, mean of 3 seeds: 99.20 ± 0.13 %, 95 % interval 98.87 to 99.52, by
+    python -m mnist_accel verify recipe=under2k threads=1 seeds=3
+Published: 99.10 % for 1,936 parameters, one run of 75 epochs.
 """
 
-from mnist_accel.recipe import Claim, Recipe
+from mnist_accel.recipe import Claim, Measured, Recipe
 
 RECIPE = Recipe(
     name="under2k",
@@ -34,5 +38,8 @@ RECIPE = Recipe(
     claims=(
         Claim(metric="parameters", relation="=", value=1_938),
         Claim(metric="parameters", relation="<", value=2_000, note="budget"),
+    ),
+    measured=Measured(
+        accuracy=99.2, seeds=3, spread=0.13, command="python -m mnist_accel verify recipe=under2k threads=1 seeds=3"
     ),
 )

@@ -244,27 +244,27 @@ def evidence(*seeds: Seed, recipe: str = "a", circumstances: tuple[Circumstances
 
 
 def test_our_point_is_the_mean_over_seeds_with_its_interval_and_the_seconds_of_one_place() -> None:
-    (point,) = our_points([evidence(seed(0, 99.0, 4.0), seed(1, 99.2), seed(2, 99.1, 6.0))])
+    (point,) = our_points([evidence(seed(0, 99.0, 4.0), seed(1, 99.2), seed(2, 99.1, 6.0))], {"a": 1, "b": 0})
     low, high = point.interval
     assert (point.name, point.params, point.seconds, point.where) == ("a", 1_234, 5.0, "2 CPU cores")
     assert point.accuracy == pytest.approx(99.1) and low < 99.0 < 99.2 < high
-    assert point.ours and point.honest and point.how == "3 seeds, last epoch"
+    assert point.ours and point.honest and point.how == "3 seeds, last epoch, scored with shifts of 1 pixel"
 
     one_thread = replace(UNDER, threads=1)
     (mixed,) = our_points(
-        [evidence(seed(0, 99.0, 4.0), seed(1, 99.2, 9.0, under=1), circumstances=(UNDER, one_thread))]
+        [evidence(seed(0, 99.0, 4.0), seed(1, 99.2, 9.0, under=1), circumstances=(UNDER, one_thread))], {}
     )
     assert (mixed.seconds, mixed.where) == (None, "")
-    (single,) = our_points([evidence(seed(0, 99.0, 4.0, under=1), circumstances=(UNDER, one_thread))])
+    (single,) = our_points([evidence(seed(0, 99.0, 4.0, under=1), circumstances=(UNDER, one_thread))], {})
     assert (single.where, single.interval, single.how) == ("1 CPU core", None, "1 seed, last epoch")
     on_a_gpu = replace(UNDER, device="NVIDIA H200")
-    (gpu,) = our_points([evidence(seed(0, 99.0, 4.0), circumstances=(on_a_gpu,))])
+    (gpu,) = our_points([evidence(seed(0, 99.0, 4.0), circumstances=(on_a_gpu,))], {})
     assert gpu.where == "NVIDIA H200"
 
 
 def test_what_tells_one_class_from_the_rest_is_left_out() -> None:
     positive = Positive(precision=99.0, recall=99.0, f1=99.0)
-    assert list(our_points([evidence(replace(seed(0, 99.9), positive=positive))])) == []
+    assert list(our_points([evidence(replace(seed(0, 99.9), positive=positive))], {})) == []
 
 
 def test_the_files_draw_the_same_in_any_order() -> None:
@@ -272,5 +272,5 @@ def test_the_files_draw_the_same_in_any_order() -> None:
     source = Source(
         name="theirs", params=5, accuracy=97.0, seconds=None, machine=None, honest=False, how="best", address=None
     )
-    drawn = picture_of(files, [source])
-    assert drawn == picture_of(files[::-1], [source]) and "theirs" in drawn
+    drawn = picture_of(files, {}, [source])
+    assert drawn == picture_of(files[::-1], {}, [source]) and "theirs" in drawn

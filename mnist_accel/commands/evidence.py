@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
         except OSError as error:
             raise UserError(f"README.md: cannot be written ({error.strerror}). Leave write out") from None
     if not faults:
-        faults += check_picture(found, own.picture)
+        faults += check_picture(found, by_name, own.picture)
     wrong = [
         evidence_table.wrong_measured(recipe, found.get(name), shown(name))
         for name, recipe in by_name.items()
@@ -79,16 +79,18 @@ def read_readme() -> str:
         raise UserError(f"README.md: cannot be read ({why}). Take it from git") from None
 
 
-def check_picture(found: Mapping[str, "Evidence"], typed: str | None) -> list[str]:
+def check_picture(found: Mapping[str, "Evidence"], by_name: Mapping[str, Recipe], typed: str | None) -> list[str]:
     """Draws it where one is asked for; a line where what README.md shows is another."""
     from mnist_accel.pages.accuracy_points import picture_of
     from mnist_accel.runs.sources import read_sources
 
     sources = recipes.EVIDENCE / f"{SOURCES}.json"
+    shifts = {name: recipe.test_shifts for name, recipe in by_name.items()}
     try:
-        drawn = picture_of(found.values(), read_sources(sources, shown(SOURCES)) if sources.exists() else [])
+        published = read_sources(sources, shown(SOURCES)) if sources.exists() else []
     except UserError as error:
         return [str(error)]
+    drawn = picture_of(found.values(), shifts, published)
     if typed:
         try:
             write_whole(cli.expand_path(typed, f"picture={typed}"), drawn.encode())

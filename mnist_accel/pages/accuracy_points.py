@@ -1,17 +1,19 @@
 """The picture's points: what ``verify`` measured of each recipe, and what others published."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from mnist_accel.pages.accuracy_picture import Point, picture
+from mnist_accel.recipe import with_shifts
 from mnist_accel.runs.evidence import Evidence, Seed, summarise
 from mnist_accel.runs.sources import Source
 
 
-def picture_of(measured: Iterable[Evidence], published: Iterable[Source]) -> str:
-    return picture([*our_points(measured), *their_points(published)])
+def picture_of(measured: Iterable[Evidence], shifts: Mapping[str, int], published: Iterable[Source]) -> str:
+    """``shifts``: by recipe, those it is scored with."""
+    return picture([*our_points(measured, shifts), *their_points(published)])
 
 
-def our_points(measured: Iterable[Evidence]) -> Iterator[Point]:
+def our_points(measured: Iterable[Evidence], shifts: Mapping[str, int]) -> Iterator[Point]:
     for evidence in sorted(measured, key=lambda one: one.recipe):
         if any(seed.positive for seed in evidence.seeds):
             continue  # told one class from the rest, where 90 % is nothing
@@ -26,7 +28,8 @@ def our_points(measured: Iterable[Evidence]) -> Iterator[Point]:
             summary.interval,
             ours=True,
             where=places.pop() if is_one_place else "",
-            how=f"{summary.seeds} seed{'s'[: summary.seeds > 1]}, last epoch",
+            how=f"{summary.seeds} seed{'s'[: summary.seeds > 1]}, last epoch"
+            + with_shifts(shifts.get(evidence.recipe, 0)),
         )
 
 
