@@ -52,7 +52,7 @@ def columns(printed: str) -> dict[str, list[str]]:
         "recipe=efficient25k validation=150 mean=0.3",
         "recipe=is3 positive_class=7 lr=0.02 epochs=2",
         "recipe=onepoch precision=bf16 test_shifts=1",
-        "recipe=is3 lr=0.02 test_shifts=2",
+        "recipe=is3 lr=0.02 epochs=2 test_shifts=2",
     ],
 )
 def test_a_run_is_scored_as_it_was(

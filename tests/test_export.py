@@ -79,9 +79,9 @@ def test_every_network_can_be_exported(name: str, tmp_path: Path, tiny: Dataset)
 
 
 @needs_onnx
-@pytest.mark.parametrize("name", ["onepoch", "is3"])
+@pytest.mark.parametrize("name", ["onepoch", pytest.param("is3", marks=pytest.mark.slow)])
 def test_an_exported_network_shifts_images_itself(name: str, run_here: RunHere, tiny: Dataset) -> None:
-    ran = run_here(f"recipe={name}", "lr=0.02", "test_shifts=2")
+    ran = run_here(f"recipe={name}", "lr=0.02", "epochs=2", "test_shifts=2")
     assert verb.main([str(ran.folder)]) == 0
     network = mnist_accel.load(ran.folder).network
     outputs = running((ran.folder / "export" / "model.onnx").read_bytes())(tiny.test_images)

@@ -223,7 +223,7 @@ def test_processes_start_ranks_of_one_job(two_processes: Run) -> None:
 # How it ends
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_loss_that_is_no_number_ends_with_3_and_is_written_down(
     run_launch: Launch, tmp_path: Path, processes: int
 ) -> None:
