@@ -89,6 +89,13 @@ def test_a_recipe_is_called_like_its_file_and_names_a_network_that_exists(name: 
     assert recipe.model in models.names()
 
 
+def test_of_recipes_that_share_a_network_one_stands_for_it() -> None:
+    chosen = recipes.one_a_network()
+    assert {recipes.load(name).model for name in chosen} == {recipes.load(name).model for name in NAMES}
+    assert len(chosen) == len({recipes.load(name).model for name in chosen})
+    assert "onepoch" in chosen and "onepoch_tuned" not in chosen
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_network_has_exactly_the_parameters_that_the_recipe_claims(name: str) -> None:
     recipe = recipes.load(name)
