@@ -9,11 +9,16 @@ one image there:
 - Weight decay 0.05, lr 0.002, batch 64, dropout 0.2: 99.90 (2.9); then with dropout 0.3 and more augmentation (15°,
   size by 20 %, a slant of 10°) 99.85 (4.7).
 - Scoring shifted images as well: 99.91 again (2.9), so it is left out.
+
+Measured on the test images, mean of 3 seeds: 99.90 ± 0.01 % (`is3`: 99.91), F1 99.49, by
+    python -m mnist_accel verify recipe=is3_tuned threads=1 seeds=3
+The goal is missed, and what was better on held-out images is not on these: both get nine to eleven
+of 10,000 images wrong. No weight average, no other learning rate and no end of the augmentation was tried.
 """
 
 from dataclasses import replace
 
-from mnist_accel.recipe import Claim
+from mnist_accel.recipe import Claim, Measured
 from recipes import is3
 
 RECIPE = replace(
@@ -29,5 +34,7 @@ RECIPE = replace(
     dropout=0.3,
     shear=5,
     claims=(Claim(metric="parameters", relation="=", value=144_833, note="its original's"),),
-    measured=None,
+    measured=Measured(
+        accuracy=99.9, seeds=3, spread=0.01, command="python -m mnist_accel verify recipe=is3_tuned threads=1 seeds=3"
+    ),
 )
