@@ -6,11 +6,14 @@ nineteen epochs, one seed each (`sub20k` has 99.36 there):
   but a rotation of 10°, 8 % of translation, 10 % of size and a slant of 5°: 99.48 %.
 - Memories 0.8 and 0.95 with smoothing 0.1: 99.48 as well; `sub20k`'s dropout besides: 99.36.
 - Scoring shifted images as well: 99.46, 99.44 and 99.44 of these three, so it is left out.
+
+Measured on the test images, mean of 3 seeds: 99.63 ± 0.03 % (`sub20k`: 99.55), by
+    python -m mnist_accel verify recipe=sub20k_tuned threads=1 seeds=3
 """
 
 from dataclasses import replace
 
-from mnist_accel.recipe import Claim
+from mnist_accel.recipe import Claim, Measured
 from recipes import sub20k
 
 RECIPE = replace(
@@ -26,5 +29,10 @@ RECIPE = replace(
     scale=0.1,
     shear=5,
     claims=(Claim(metric="parameters", relation="=", value=19_712, note="its original's"),),
-    measured=None,
+    measured=Measured(
+        accuracy=99.63,
+        seeds=3,
+        spread=0.03,
+        command="python -m mnist_accel verify recipe=sub20k_tuned threads=1 seeds=3",
+    ),
 )
