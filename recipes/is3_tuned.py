@@ -1,8 +1,8 @@
 """`is3_tuned`: the network of `is3` and its fifty epochs, in our own regime.
 
 Its goal was 99.95 %, F1 99.75. Chosen on 10,000 held-out training images in a bare loop of the same parts, which is
-not kept; fifteen epochs, one seed each; in brackets their cross-entropy in thousandths, since 0.01 % is
-one image there:
+not kept; fifteen epochs, one seed each; in brackets their cross-entropy in thousandths, since
+0.01 % is one image there:
 - AdamW, lr 0.004 in straight lines up and down, batch 128, weight decay 0.3, memories 0.9 and 0.99, dropout 0.3, a
   slant of 5° besides `is3`'s augmentation, and no weight average: 99.91 % (2.6), where `is3` has 99.87 after 20 to 25.
 - Weight decay 1: 99.87 (5.0). Less augmentation (7°, 7 %): 99.89 (3.3).

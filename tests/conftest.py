@@ -142,10 +142,13 @@ class Ran:
         return sorted(int(path.stem.partition("-")[2]) for path in newest_first(self.folder / "checkpoints"))
 
 
+RunHere = Callable[..., Ran]
+
+
 @pytest.fixture
 def run_here(
     make_runtime: Callable[..., Runtime], tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Ran]:
+) -> RunHere:
     """``run_here("recipe=onepoch", …)``: what launch.py does with these words, in this process and on tiny data."""
     numbers = count(1)
 

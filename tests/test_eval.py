@@ -2,19 +2,17 @@
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Ran, forget_accelerate
+from conftest import RunHere, forget_accelerate
 
 from mnist_accel.commands import eval as verb
 from mnist_accel.data.dataset import Dataset
 from mnist_accel.errors import UserError
 from mnist_accel.inference import scoring
 
-RunHere = Callable[..., Ran]
 Seen = dict[str, Any]
 
 

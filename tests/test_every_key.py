@@ -15,7 +15,7 @@ from typing import Any
 import plain
 import pytest
 import torch
-from conftest import Ran
+from conftest import Ran, RunHere
 from recorded_step import RecordedStep
 from safetensors.torch import load_file
 from torch import Tensor
@@ -32,8 +32,6 @@ from mnist_accel.runs.folder import RunFolder
 from mnist_accel.runs.watcher import Watcher
 from mnist_accel.training.exchange import Patience
 from mnist_accel.training.state import StepInfo
-
-RunHere = Callable[..., Ran]
 
 # As plain as training can be, so that each key changes one thing.
 PLAIN: dict[str, Any] = {

@@ -13,7 +13,7 @@ import plain
 import pytest
 import torch
 import yaml
-from conftest import Ran
+from conftest import RunHere
 from jobs import Run
 from test_report import a_result
 
@@ -30,7 +30,6 @@ from mnist_accel.recipe import Claim
 from mnist_accel.runs.result import RunResult, compared
 from mnist_accel.runs.weights_file import WeightsMeta, pack
 
-RunHere = Callable[..., Ran]
 MISSING = [package for package in NEEDED if util.find_spec(package) is None]
 needs_onnx = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 

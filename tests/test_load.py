@@ -11,7 +11,7 @@ from typing import Any
 import plain
 import pytest
 import torch
-from conftest import Ran
+from conftest import RunHere
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -24,7 +24,6 @@ from mnist_accel.errors import UserError
 from mnist_accel.models import build_model
 from mnist_accel.runs.weights_file import WeightsMeta, pack
 
-RunHere = Callable[..., Ran]
 META = WeightsMeta(network="is3", dropout=0.2, mean=0.25, std=0.5, recipe="mine", positive_class=7)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Ran
+from conftest import RunHere
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -29,7 +29,6 @@ from mnist_accel.inference.images import NoDigit, placed, read_digit
 from mnist_accel.models import build_model
 from mnist_accel.runs.weights_file import WeightsMeta, pack
 
-RunHere = Callable[..., Ran]
 Grey = NDArray[np.uint8]
 
 

@@ -6,17 +6,15 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Ran
+from conftest import RunHere
 
 import recipes
 from mnist_accel import models
 from mnist_accel.models import build_model, count_parameters
 
-RunHere = Callable[..., Ran]
 NAMES = recipes.names()
 # The documents' figures, as (metric, relation, value).
 DOCUMENTED = {

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Ran
+from conftest import Ran, RunHere
 from jobs import Run
 from safetensors.torch import load_file, save_file
 
@@ -25,7 +25,6 @@ from mnist_accel.pages.page import GENERATOR, document, tag
 from mnist_accel.runs.watcher import Watcher
 from mnist_accel.training.state import EpochStats
 
-RunHere = Callable[..., Ran]
 EVIL = "</script><img src=x onerror=alert(1)>\"'&\x1b[31m"
 
 

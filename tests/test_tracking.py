@@ -2,14 +2,13 @@
 
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import accelerate
 import pytest
 from accelerate import tracking as accelerates
-from conftest import Ran
+from conftest import RunHere
 from jobs import Launch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -19,7 +18,6 @@ from mnist_accel.runs import tracking
 from mnist_accel.runs.watcher import Watcher
 from mnist_accel.training.state import StepInfo
 
-RunHere = Callable[..., Ran]
 Points = dict[str, list[tuple[int, float]]]
 
 # 6 steps an epoch; 40 with the smaller batch, of which every second is told.
